@@ -1,0 +1,1 @@
+"""Reading documents, queries and judgements from the forms in which people have them."""

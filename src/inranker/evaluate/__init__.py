@@ -1,0 +1,1 @@
+"""Effectiveness, significance, and the report."""

@@ -1,0 +1,1 @@
+"""ONNX graphs, quantisation, and the gate that refuses a bad one."""

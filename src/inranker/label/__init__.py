@@ -1,0 +1,1 @@
+"""Soft labels: teachers and the store that keeps what they said."""

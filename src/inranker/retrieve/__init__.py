@@ -1,0 +1,1 @@
+"""First-stage retrieval and the sampling of negatives."""

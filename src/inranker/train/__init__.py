@@ -1,0 +1,1 @@
+"""Students, losses, and the two phases of the distillation."""
