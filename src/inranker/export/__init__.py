@@ -1,1 +1,5 @@
-"""ONNX graphs, quantisation, and the gate that refuses a bad one."""
+"""A trained ranker to ONNX files, int8 behind a quality gate."""
+
+from inranker.export.export import export_model
+
+__all__ = ["export_model"]

@@ -1,0 +1,84 @@
+"""PyTorch: the GPU path, and the one that needs no export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inranker.batching import plan_batches
+from inranker.errors import ModelError, require
+from inranker.rank.backend import to_margins
+from inranker.rank.folder import ModelFolder
+from inranker.sequence import TokenSequence
+
+
+class TorchBackend:
+    """A Hugging Face sequence classifier; bf16 on a GPU, fp32 on a CPU unless told otherwise."""
+
+    name = "torch"
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        precision: str,
+        *,
+        threads: int | None = None,
+        device: str | None = None,
+        batch_tokens: int | None = None,
+    ) -> None:
+        torch = require("torch", "distill")
+        require("transformers", "distill")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if precision == "auto":
+            precision = "bf16" if self.device.type == "cuda" else "fp32"
+        if precision not in ("fp32", "bf16"):
+            raise ModelError(f"the torch back-end has no precision {precision!r}; known: auto, fp32, bf16")
+        self.precision = precision
+        self.batch_tokens = batch_tokens or (65536 if self.device.type == "cuda" else 4096)
+        self._torch = torch
+        self._module = load_module(folder, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+        self._module.to(self.device).eval()
+
+    def margins(self, sequences: Sequence[TokenSequence]) -> NDArray[np.float32]:
+        """See `Backend`."""
+        torch = self._torch
+        result = np.empty(len(sequences), dtype=np.float32)
+        with torch.inference_mode():
+            for batch in plan_batches([len(s.input_ids) for s in sequences], self.batch_tokens):
+                inputs = _pad([sequences[i] for i in batch])
+                tensors = {k: torch.from_numpy(v).to(self.device) for k, v in inputs.items()}
+                result[batch] = to_margins(self._module(**tensors).logits.float().cpu().numpy())
+        return result
+
+    def close(self) -> None:
+        """See `Backend`."""
+        del self._module
+
+
+def load_module(folder: ModelFolder, dtype: Any) -> Any:
+    """The folder's torch module: called with the padded inputs, its result has `.logits` [n, 1] or [n, 2]."""
+    transformers = require("transformers", "distill")
+    try:
+        return transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder.path, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{folder.path}: cannot be loaded into torch: {str(error).splitlines()[0]}") from None
+
+
+def _pad(batch: Sequence[TokenSequence]) -> dict[str, NDArray[np.int64]]:
+    longest = max(len(s.input_ids) for s in batch)
+    names = ["input_ids", "attention_mask"] + ["token_type_ids"] * (batch[0].token_type_ids is not None)
+    inputs = {name: np.zeros((len(batch), longest), dtype=np.int64) for name in names}
+    for row, sequence in enumerate(batch):
+        n = len(sequence.input_ids)
+        inputs["input_ids"][row, :n] = sequence.input_ids
+        inputs["attention_mask"][row, :n] = 1
+        if sequence.token_type_ids is not None:
+            inputs["token_type_ids"][row, :n] = sequence.token_type_ids
+    return inputs
