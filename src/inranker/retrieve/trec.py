@@ -1,0 +1,113 @@
+"""TREC run and qrels files, and the one rule by which a run is sorted.
+
+trec_eval ignores ranks: it keeps scores as 32-bit floats, sorts by them, and breaks ties by document id, descending (strcmp).
+Whoever sorts otherwise ranks otherwise than what is measured. So every run here holds 32-bit scores in that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from inranker.collection.judgements import read_judgements
+from inranker.collection.lines import read_lines
+from inranker.errors import InputError
+from inranker.store import atomic_write
+from inranker.types import Qrels, Run, ScoredDocument
+
+
+def sort_documents(documents: Iterable[tuple[str, float]]) -> list[ScoredDocument]:
+    """Order (document id, score) as trec_eval does: by 32-bit score, ties by document id, both descending.
+
+    Raises:
+        ValueError: a score is NaN, which has no place in an order.
+    """
+    scored = [ScoredDocument(document_id, float(np.float32(score))) for document_id, score in documents]
+    for document in scored:
+        if document.score != document.score:
+            raise ValueError(f"the score of document {document.document_id!r} is NaN")
+    return sorted(scored, key=lambda document: (document.score, document.document_id), reverse=True)
+
+
+def write_run(path: str | Path, run: Run, tag: str) -> None:
+    """Write a run in TREC's form, atomically: ranks from 1, nine significant digits (enough for every 32-bit float).
+
+    Fields are separated by spaces; a line whose ids hold white space (BEIR allows it, TREC does not) is separated by tabs,
+    which `read_run` understands and most other tools do not.
+
+    Raises:
+        InputError: an id holds a tab or a line break, or `tag` holds white space.
+    """
+    if tag.split() != [tag]:
+        raise InputError(f"run tag {tag!r} must be one word")
+    with atomic_write(path) as file:
+        for query_id, documents in run.items():
+            for rank, (document_id, score) in enumerate(sort_documents(documents), 1):
+                fields = (query_id, "Q0", document_id, str(rank), f"{score:.9g}", tag)
+                file.write(_join(fields) + "\n")
+
+
+def read_run(path: str | Path, known_documents: Container[str] | None = None) -> Run:
+    """Read a run (`query-id Q0 document-id rank score tag`, `.gz` too) and sort it by `sort_documents`.
+
+    Raises:
+        InputError: no such file, a line of another form, a score that is no number, a document twice for one query, one that
+            is not among `known_documents`, or no line at all.
+    """
+    scores: dict[str, dict[str, float]] = {}
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        fields = line.rstrip("\r\n").split("\t")
+        if len(fields) != 6:
+            fields = line.split()
+        if len(fields) != 6:
+            what = f"expected 6 fields (query id, Q0, document id, rank, score, tag), found {len(fields)}"
+            raise InputError.at(path, number, what)
+        query_id, _, document_id, _, value, _ = fields
+        score = _score(value)
+        if score is None:
+            raise InputError.at(path, number, f"score {value!r} is not a number")
+        if known_documents is not None and document_id not in known_documents:
+            raise InputError.at(path, number, f"document {document_id!r} is not in the collection")
+        documents = scores.setdefault(query_id, {})
+        if document_id in documents:
+            raise InputError.at(path, number, f"document {document_id!r} is there twice for query {query_id!r}")
+        documents[document_id] = score
+    if not scores:
+        raise InputError(f"{path}: an empty run")
+    return {query_id: sort_documents(documents.items()) for query_id, documents in scores.items()}
+
+
+def read_qrels(path: str | Path) -> Qrels:
+    """Read judgements in BEIR's or TREC's form.
+
+    Raises:
+        InputError: malformed; names the line.
+    """
+    qrels: Qrels = {}
+    for judgement in read_judgements(path):
+        qrels.setdefault(judgement.query_id, {})[judgement.document_id] = judgement.grade
+    return qrels
+
+
+def cut(run: Run, depth: int) -> Run:
+    """The first `depth` documents of every query."""
+    return {query_id: documents[:depth] for query_id, documents in run.items()}
+
+
+def _join(fields: tuple[str, ...]) -> str:
+    for name in fields:
+        if any(c in name for c in "\t\r\n"):
+            raise InputError(f"id {name!r} holds a tab or a line break, which a run file cannot carry")
+    return ("\t" if any(name.split() != [name] for name in fields) else " ").join(fields)
+
+
+def _score(value: str) -> float | None:
+    try:
+        score = float(value)
+    except ValueError:
+        return None
+    return None if score != score else score
