@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-WORDS = [f"{a}{b}" for a in ("ka", "lo", "mi", "nu", "pe", "ra", "si", "to") for b in ("ban", "del", "fir", "gol", "hus", "jam")]
+WORDS = [
+    f"{a}{b}"
+    for a in ("ka", "lo", "mi", "nu", "pe", "ra", "si", "to")
+    for b in ("ban", "del", "fir", "gol", "hus", "jam")
+]
 
 
 def word_tokenizer(specials: list[str]) -> Tokenizer:
@@ -30,7 +35,12 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = word_tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     ).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
@@ -65,9 +75,9 @@ def tiny_causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
             vocabulary.setdefault(piece, len(vocabulary))
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>").save_pretrained(
-        folder
-    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
@@ -84,3 +94,66 @@ def tiny_causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def unigram_tokenizer(answers: tuple[str, ...]) -> Tokenizer:
+    """A tokenizer in T5's manner: Unigram over words that begin with a low line, an end-of-sequence token, spelled letters."""
+    prompt = ["▁Query", "▁Document", "▁Relevan", "▁Pergunta", "▁Documento", ":", "▁"]
+    letters = [chr(c) for c in (*range(ord("a"), ord("z") + 1), *range(ord("A"), ord("Z") + 1))]
+    pieces = [*prompt, *(f"▁{w}" for w in (*answers, *WORDS)), *WORDS, *letters, *"0123456789.,?!'-"]
+    # Longer pieces are likelier than their spelling, as in a trained model.
+    scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -30.0), *((p, -8.0 - 0.01 * i) for i, p in enumerate(pieces))]
+    tokenizer = Tokenizer(models.Unigram(scores, unk_id=2))
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True)
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", 1)])
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a random T5 of a variant: `v1.0` (tied), `v1.1` (untied, gated), `mt5`, or `portuguese` (a tied v1.0)."""
+    made: dict[str, Path] = {}
+
+    def make(variant: str) -> Path:
+        import torch
+        from transformers import MT5Config, MT5ForConditionalGeneration, PreTrainedTokenizerFast
+        from transformers import T5Config, T5ForConditionalGeneration
+
+        if variant in made:
+            return made[variant]
+        answers = {"mt5": ("true", "false", "yes", "no"), "portuguese": ("Sim", "Não")}.get(variant, ("true", "false"))
+        tokenizer = unigram_tokenizer(answers)
+        folder = tmp_path_factory.mktemp(f"tiny-{variant}")
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        ).save_pretrained(folder)
+        torch.manual_seed(0)
+        shape = {
+            "vocab_size": tokenizer.get_vocab_size() + 3,
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 64,
+            "num_layers": 3,
+            "num_decoder_layers": 2,
+            "num_heads": 4,
+            "decoder_start_token_id": 0,
+        }
+        if variant == "v1.1":
+            model = T5ForConditionalGeneration(
+                T5Config(**shape, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+            )
+        elif variant == "mt5":
+            model = MT5ForConditionalGeneration(MT5Config(**shape))
+        else:
+            model = T5ForConditionalGeneration(T5Config(**shape))
+        if variant in ("v1.1", "mt5"):
+            model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+        # The initial relative bias is almost nil, and a wrong one would go unseen.
+        torch.nn.init.normal_(model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight, std=1.0)
+        model.save_pretrained(folder)
+        made[variant] = folder
+        return folder
+
+    return make

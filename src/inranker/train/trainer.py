@@ -1,0 +1,196 @@
+"""One phase of training: transformers' Trainer over batches of whole queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from inranker.recipe import PhaseSettings, TrainSettings
+from inranker.train.agreement import mean_kendall_tau
+from inranker.train.data import Batch, BatchPlan, TokenizedQueries, TrainingQuery
+from inranker.train.losses import Scores, mix
+from inranker.train.students import Student
+
+# A chunk as tensors: the student's arguments, and each row's `place` in the batch.
+Inputs = dict[str, Tensor]
+
+
+class PhaseModel(nn.Module):
+    """A student with its loss: scores a batch's chunks, puts the margins back in order, and compares."""
+
+    def __init__(self, student: nn.Module, phase: PhaseSettings) -> None:
+        super().__init__()
+        self.student = student
+        self._loss = mix(phase.loss)
+        self._phase = phase
+
+    def forward(self, chunks: list[Inputs], group: Tensor, margins: Tensor, grades: Tensor) -> dict[str, Tensor]:
+        """`loss` (a number) and `margins` of the student, float32 [n]."""
+        y = score_chunks(self.student, chunks)
+        scores = Scores(y, margins * self._phase.scale, grades, group, self._phase.temperature)
+        return {"loss": self._loss(scores), "margins": y}
+
+
+def score_chunks(module: nn.Module, chunks: list[Inputs]) -> Tensor:
+    """A batch's margins in the batch's order, float32 [n]."""
+    y = torch.cat([module(**{name: c[name] for name in c if name != "place"}) for c in chunks])
+    return torch.empty_like(y).index_put((torch.cat([c["place"] for c in chunks]),), y)
+
+
+class PhaseTrainer(Trainer):
+    """Trainer whose dataset is a fixed plan of batches, and whose evaluation is agreement with the teacher."""
+
+    def __init__(self, *args: Any, held_out: TokenizedQueries, queries_per_batch: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._held_out = held_out
+        self._queries_per_batch = queries_per_batch
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches in the plan's order; Trainer's own skipping resumes in the middle of it."""
+        loader: DataLoader = DataLoader(
+            self.train_dataset,
+            batch_size=None,
+            sampler=SequentialSampler(self.train_dataset),
+            num_workers=self.args.dataloader_num_workers,
+            collate_fn=_to_tensors,
+            pin_memory=self.args.device.type == "cuda",
+            prefetch_factor=8 if self.args.dataloader_num_workers else None,
+        )
+        return self.accelerator.prepare(loader)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+        """The phase's loss of one batch."""
+        outputs = model(**inputs)
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Mean Kendall tau-b with the teacher on the held-out queries."""
+        scores = score_queries(self.model.student, self._held_out, self._queries_per_batch, self.args.bf16)  # type: ignore[union-attr]
+        metrics = {"eval_agreement": agreement(scores, self._held_out.data)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def agreement(scores: Sequence[NDArray[np.float32]], data: Sequence[TrainingQuery]) -> float:
+    """Mean Kendall tau-b with the teacher's margins, or with the grades where there is no teacher."""
+    reference = [q.margins if q.margins is not None else q.grades.astype(np.float32) for q in data]
+    return mean_kendall_tau(scores, reference)
+
+
+def score_queries(
+    module: nn.Module, queries: TokenizedQueries, queries_per_batch: int = 32, bf16: bool = False
+) -> list[NDArray[np.float32]]:
+    """A student's margins of each query's candidates."""
+    device = next(module.parameters()).device
+    was_training = module.training
+    module.eval()
+    out: list[NDArray[np.float32]] = []
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        for start in range(0, len(queries.data), queries_per_batch):
+            numbers = range(start, min(start + queries_per_batch, len(queries.data)))
+            batch = [
+                {name: value.to(device) for name, value in chunk.items()}
+                for chunk in _to_tensors(queries.batch(numbers))["chunks"]
+            ]
+            flat = score_chunks(module, batch).float().cpu().numpy()
+            ends = np.cumsum([len(queries.data[n].documents) for n in numbers])[:-1]
+            out.extend(np.split(flat, ends))
+    module.train(was_training)
+    return out
+
+
+def train_phase(
+    student: Student,
+    training: Sequence[TrainingQuery],
+    held_out: Sequence[TrainingQuery],
+    phase: PhaseSettings,
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    seed: int,
+    progress: Callable[[int], None] = lambda done: None,
+    workers: int = 0,
+) -> list[dict[str, float]]:
+    """Train `student` in place, ending with the checkpoint that agreed best with the teacher on `held_out`.
+
+    Checkpoints in `folder` let a killed run go on. Returns the history: step, loss, learning rate, agreement.
+    """
+    make = lambda data: TokenizedQueries(data, student.sequences, student.pad_id, settings.batch_tokens)  # noqa: E731
+    plan = BatchPlan(make(training), phase.queries_per_batch, phase.epochs, seed)
+    on_gpu = torch.cuda.is_available()
+    every = max(len(plan) // phase.evaluations, 1)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=len(plan),
+        per_device_train_batch_size=1,
+        learning_rate=phase.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=round(phase.warmup * len(plan)),
+        weight_decay=phase.weight_decay,
+        bf16=on_gpu and settings.dtype in ("auto", "bfloat16"),
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="agreement",
+        greater_is_better=True,
+        logging_steps=max(len(plan) // 50, 1),
+        dataloader_num_workers=workers,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        seed=seed,
+        use_cpu=not on_gpu,
+    )
+    trainer = PhaseTrainer(
+        model=PhaseModel(student.module, phase),
+        args=arguments,
+        train_dataset=plan,
+        eval_dataset=[None],  # Trainer insists on one; ours is `held_out`.
+        held_out=make(held_out),
+        queries_per_batch=phase.queries_per_batch,
+        callbacks=[_Advance(progress), EarlyStoppingCallback(phase.patience)],
+    )
+    trainer.remove_callback(PrinterCallback)  # Progress is the caller's to show.
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    return [
+        {key: value for key, value in entry.items() if key in ("step", "loss", "learning_rate", "eval_agreement")}
+        for entry in trainer.state.log_history
+    ]
+
+
+class _Advance(TrainerCallback):
+    """Tells the progress display of each step, those found done included."""
+
+    def __init__(self, progress: Callable[[int], None]) -> None:
+        self._progress = progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._progress(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._progress(1)
+
+
+def _to_tensors(batch: Batch) -> dict[str, Any]:
+    """The model's arguments, as tensors."""
+    chunks = [
+        {name: torch.from_numpy(array) for name, array in chunk._asdict().items() if array is not None}
+        for chunk in batch.chunks
+    ]
+    return {
+        "chunks": chunks,
+        **{name: torch.from_numpy(getattr(batch, name)) for name in ("group", "margins", "grades")},
+    }
