@@ -1,7 +1,8 @@
 """TREC run and qrels files, and the one rule by which a run is sorted.
 
-trec_eval ignores ranks: it keeps scores as 32-bit floats, sorts by them, and breaks ties by document id, descending (strcmp).
-Whoever sorts otherwise ranks otherwise than what is measured. So every run here holds 32-bit scores in that order.
+trec_eval ignores ranks: it keeps scores as 32-bit floats, sorts by them, and breaks ties by document id, descending
+(strcmp). Whoever sorts otherwise shows another ranking than is measured. So every run here holds 32-bit scores in that
+order.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def sort_documents(documents: Iterable[tuple[str, float]]) -> list[ScoredDocumen
 def write_run(path: str | Path, run: Run, tag: str) -> None:
     """Write a run in TREC's form, atomically: ranks from 1, nine significant digits (enough for every 32-bit float).
 
-    Fields are separated by spaces; a line whose ids hold white space (BEIR allows it, TREC does not) is separated by tabs,
-    which `read_run` understands and most other tools do not.
+    Fields are separated by spaces; a line whose ids hold white space (BEIR allows it, TREC does not) is separated by
+    tabs, which `read_run` understands and most other tools do not.
 
     Raises:
         InputError: an id holds a tab or a line break, or `tag` holds white space.
@@ -53,8 +54,8 @@ def read_run(path: str | Path, known_documents: Container[str] | None = None) ->
     """Read a run (`query-id Q0 document-id rank score tag`, `.gz` too) and sort it by `sort_documents`.
 
     Raises:
-        InputError: no such file, a line of another form, a score that is no number, a document twice for one query, one that
-            is not among `known_documents`, or no line at all.
+        InputError: no such file, a line of another form, a score that is no number, a document twice for one query,
+            one that is not among `known_documents`, or no line at all.
     """
     scores: dict[str, dict[str, float]] = {}
     for number, line in read_lines(path):
@@ -91,6 +92,18 @@ def read_qrels(path: str | Path) -> Qrels:
     for judgement in read_judgements(path):
         qrels.setdefault(judgement.query_id, {})[judgement.document_id] = judgement.grade
     return qrels
+
+
+def write_qrels(path: str | Path, qrels: Qrels) -> None:
+    """Write judgements in TREC's form, atomically; ids with white space as in `write_run`.
+
+    Raises:
+        InputError: an id holds a tab or a line break.
+    """
+    with atomic_write(path) as file:
+        for query_id, grades in qrels.items():
+            for document_id, grade in grades.items():
+                file.write(_join((query_id, "0", document_id, str(grade))) + "\n")
 
 
 def cut(run: Run, depth: int) -> Run:
