@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 WORDS = [
     f"{a}{b}"
@@ -97,7 +97,7 @@ def tiny_causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def unigram_tokenizer(answers: tuple[str, ...]) -> Tokenizer:
-    """A tokenizer in T5's manner: Unigram over words that begin with a low line, an end-of-sequence token, spelled letters."""
+    """A tokenizer in T5's manner: Unigram over words that begin with a low line, and an end-of-sequence token."""
     prompt = ["▁Query", "▁Document", "▁Relevan", "▁Pergunta", "▁Documento", ":", "▁"]
     letters = [chr(c) for c in (*range(ord("a"), ord("z") + 1), *range(ord("A"), ord("Z") + 1))]
     pieces = [*prompt, *(f"▁{w}" for w in (*answers, *WORDS)), *WORDS, *letters, *"0123456789.,?!'-"]
@@ -107,19 +107,25 @@ def unigram_tokenizer(answers: tuple[str, ...]) -> Tokenizer:
     tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True)
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always", split=True)
     tokenizer.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", 1)])
     return tokenizer
 
 
 @pytest.fixture(scope="session")
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folder of a random T5 of a variant: `v1.0` (tied), `v1.1` (untied, gated), `mt5`, or `portuguese` (a tied v1.0)."""
+    """Folder of a random T5 of a variant: `v1.0` (tied), `v1.1` (untied, gated), `mt5`, `portuguese` (tied)."""
     made: dict[str, Path] = {}
 
     def make(variant: str) -> Path:
         import torch
-        from transformers import MT5Config, MT5ForConditionalGeneration, PreTrainedTokenizerFast
-        from transformers import T5Config, T5ForConditionalGeneration
+        from transformers import (
+            MT5Config,
+            MT5ForConditionalGeneration,
+            PreTrainedTokenizerFast,
+            T5Config,
+            T5ForConditionalGeneration,
+        )
 
         if variant in made:
             return made[variant]
