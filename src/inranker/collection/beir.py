@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def read_beir(folder: Path, settings: CollectionSettings) -> Collection:
     """Read a BEIR folder (its files may be gzipped).
 
-    Queries come from `queries.jsonl` and, where there is one, `queries_<split>.jsonl`; when the split has judgements, only
-    judged queries are kept, as BEIR's loader does. A folder without `qrels` is an unjudged collection.
+    Queries come from `queries.jsonl` and, where there is one, `queries_<split>.jsonl`; when the split has judgements,
+    only judged queries are kept, as BEIR's loader does. A folder without `qrels` is an unjudged collection.
     """
     corpus = _find(folder, "corpus.jsonl")
     builder = DocumentBuilder(corpus)
@@ -68,9 +68,9 @@ def read_queries_file(path: Path) -> dict[str, Query]:
 def check_judgements(path: Path, queries: Container[str], documents: Container[str]) -> tuple[Qrels, list[Judgement]]:
     """Read judgements; give them and those whose document is not among `documents`.
 
-    A query that is not among `queries` is an error. So is an unknown document, unless the file is plainly that of a larger
-    collection from which these documents were taken: then it also names unknown documents as *not relevant*, which nobody
-    writes by mistake, and its judgements are kept, because ideal gain and recall count them.
+    A query that is not among `queries` is an error. So is an unknown document, unless the file is plainly that of a
+    larger collection from which these documents were taken: then it also names unknown documents as *not relevant*,
+    which nobody writes by mistake, and its judgements are kept, because ideal gain and recall count them.
 
     Raises:
         InputError: an unknown query or document, or no judgement at all.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def read_ir_dataset(name: str, settings: CollectionSettings) -> Collection:
     """Read `ir_datasets:NAME`; it is downloaded where ir_datasets does not have it yet.
 
-    Titles and texts are the settings' fields where a document has them, else what ir_datasets gives as its default text.
+    Titles and texts are the settings' fields where a document has them, else ir_datasets' default text of the document.
 
     Raises:
         InputError: no such dataset, no documents in it, or it could not be fetched.

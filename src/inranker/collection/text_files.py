@@ -32,8 +32,9 @@ class Section(NamedTuple):
 def read_text_files(folder: Path, settings: CollectionSettings) -> Collection:
     """Read every text and Markdown file below `folder`, hidden ones left out.
 
-    A passage has at most `passage_words` words, shares `passage_overlap` with the one before, and never crosses a Markdown
-    heading. Its id is the file's path and the passage's number in it; its title is the file's title and the headings above.
+    A passage has at most `passage_words` words, shares `passage_overlap` with the one before, and never crosses a
+    Markdown heading. Its id is the file's path and the passage's number in it; its title is the file's title and the
+    headings above.
 
     Raises:
         InputError: no such file, wrong encoding, or an overlap as large as the passage.

@@ -17,8 +17,8 @@ _WEIGHTS = tuple(round(step / 10, 1) for step in range(11))
 def fuse(first_stage: Run, scores: Run, weight: float) -> Run:
     """Interpolate two runs: `weight` times the normalised scores plus (1 - weight) times the normalised first stage.
 
-    Normalisation: per query and run, scores are mapped linearly to [0, 1], the lowest to 0 and the highest to 1; where all are
-    equal, to 1. A document that one of the runs lacks has 0 there. Queries and documents of either run are kept.
+    Normalisation: per query and run, scores are mapped linearly to [0, 1], the lowest to 0 and the highest to 1; where
+    all are equal, to 1. A document that one of the runs lacks has 0 there. Queries and documents of either run are kept.
 
     Raises:
         InputError: the weight is outside [0, 1].

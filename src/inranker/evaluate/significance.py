@@ -13,12 +13,15 @@ _CELLS = 4_000_000  # random numbers in memory at a time
 def paired_randomisation_test(system: ArrayLike, baseline: ArrayLike, *, samples: int = 10_000, seed: int = 0) -> float:
     """Two-sided p-value of the difference of two systems' means over the same queries.
 
-    Under the null hypothesis the two values of a query could as well be exchanged: the sign of each difference is random
-    (Fisher; Smucker et al., CIKM 2007). All 2^n assignments are enumerated when there are no more than `samples`; else that
-    many are drawn, and the observed one is counted with them, so p is never 0.
+    Under the null hypothesis the two values of a query could as well be exchanged: the sign of each difference is
+    random (Fisher; Smucker et al., CIKM 2007). All 2^n assignments are enumerated when there are no more than
+    `samples`; else that many are drawn, and the observed one is counted with them, so p is never 0.
 
     Args:
-        system, baseline: values by query, float [n], in one order.
+        system: values by query, float [n].
+        baseline: the other system's, in the same order.
+        samples: how many sign assignments.
+        seed: of the draws.
 
     Raises:
         ValueError: they differ in length or are empty.
@@ -60,6 +63,9 @@ def bootstrap_interval(
 
     Args:
         values: float [n], one a query.
+        confidence: share of resampled means inside.
+        samples: how many resamplings.
+        seed: of the draws.
 
     Raises:
         ValueError: there are none.

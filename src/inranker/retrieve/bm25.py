@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inranker.errors import InputError, require
-from inranker.retrieve.language import WORD, looks_like, stemmer, stop_words
+from inranker.retrieve.language import WORD, mismatch, stemmer, stop_words
 from inranker.types import Document, Query, Run, ScoredDocument
 
 _TOKENS_A_PART = 4_000_000  # tokens counted at a time: bounds the memory of indexing beside the postings themselves
 
 
 class BM25:
-    """An index over documents' contents.
+    r"""An index over documents' contents.
 
-    Scores: sum over the query's words of idf(t) tf / (tf + k1 (1 - b + b |d| / avg |d|)), idf(t) = ln(1 + (N - n + .5) / (n + .5)),
-    the `lucene` variant of Kamphuis et al., "Which BM25 Do You Mean?" (ECIR 2020). Words are `\\w\\w+`, lower-cased, without
-    stop words, stemmed.
+    A document's score is the sum over the query's words of idf tf / (tf + k1 (1 - b + b length / mean length)) with
+    idf = ln(1 + (N - n + .5) / (n + .5)): the `lucene` variant of Kamphuis et al. ("Which BM25 Do You Mean?", 2020).
+    Words are matches of `\w\w+`, lower-cased, without stop words, stemmed.
     """
 
     def __init__(self, ids: Sequence[str], analyzer: _Analyzer, engine: Any) -> None:
@@ -30,6 +30,9 @@ class BM25:
         self._ids = ids
         self._analyzer = analyzer
         self._engine = engine
+        # A document's place in the order of ids: ties fall as `retrieve.trec` sorts them, also at the cut.
+        self._id_rank = np.empty(len(ids), dtype=np.int32)
+        self._id_rank[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids), dtype=np.int32)
 
     @classmethod
     def index(cls, documents: Sequence[Document], language: str = "en", k1: float = 0.9, b: float = 0.4) -> BM25:
@@ -43,11 +46,9 @@ class BM25:
         if not documents:
             raise InputError("no documents to index")
         bm25s = require("bm25s", "distill")
-        if other := looks_like(documents, language):
-            warnings.warn(
-                f"the documents look like language {other!r}, not {language!r}; stemmer and stop words will not fit",
-                stacklevel=2,
-            )
+        if found := mismatch(documents, language):
+            what = f"the documents look like {found}, not like language {language!r}"
+            warnings.warn(f"{what}; set `language`, else stemmer and stop words will not fit", stacklevel=2)
         analyzer = _Analyzer(language)
         ids: list[str] = getattr(documents, "ids", None) or [document.id for document in documents]
         engine = bm25s.BM25(k1=k1, b=b, method="lucene")
@@ -70,14 +71,16 @@ class BM25:
         if not tokens:
             return []
         scores: NDArray[np.float32] = self._engine.get_scores_from_ids(tokens)
-        places = np.flatnonzero(scores > 0)
+        places = np.flatnonzero(scores)
         if len(places) > depth:
             found = scores[places]
             threshold = np.partition(found, len(found) - depth)[len(found) - depth]
             places = places[found >= threshold]
-        ids = self._ids
-        best = sorted(((float(scores[place]), ids[place]) for place in places.tolist()), reverse=True)[:depth]
-        return [ScoredDocument(document_id, score) for score, document_id in best]
+        places = places[np.lexsort((self._id_rank[places], scores[places]))[::-1][:depth]]
+        return [
+            ScoredDocument(self._ids[place], score)
+            for place, score in zip(places.tolist(), scores[places].tolist(), strict=True)
+        ]
 
 
 class _Analyzer:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 
 from inranker.errors import InputError, require
-from inranker.registry import nearest
 from inranker.types import Document
 
 # ISO 639-1 code -> Snowball's name. English takes Porter's first stemmer, as Lucene's BM25 baselines do.
@@ -19,7 +20,6 @@ SNOWBALL = {
     "el": "greek",
     "en": "porter",
     "es": "spanish",
-    "et": "estonian",
     "eu": "basque",
     "fi": "finnish",
     "fr": "french",
@@ -42,6 +42,7 @@ SNOWBALL = {
     "tr": "turkish",
     "yi": "yiddish",
 }
+WORD = re.compile(r"\w\w+")
 _STOP_WORDS = {  # bm25s's lists; English is Lucene's, 33 words
     "da": "DANISH",
     "de": "GERMAN",
@@ -56,7 +57,17 @@ _STOP_WORDS = {  # bm25s's lists; English is Lucene's, 33 words
     "sv": "SWEDISH",
     "tr": "TURKISH",
 }
-WORD = re.compile(r"\w\w+")
+_SCRIPTS = {  # as Unicode's character names begin; all others are written in Latin letters
+    "ar": {"ARABIC"},
+    "el": {"GREEK"},
+    "hi": {"DEVANAGARI"},
+    "hy": {"ARMENIAN"},
+    "ne": {"DEVANAGARI"},
+    "ru": {"CYRILLIC"},
+    "sr": {"CYRILLIC", "LATIN"},
+    "ta": {"TAMIL"},
+    "yi": {"HEBREW"},
+}
 _SAMPLE = 500  # documents looked at
 _ENOUGH_WORDS = 200  # below this, shares of stop words say nothing
 
@@ -68,7 +79,7 @@ def stemmer(language: str) -> Callable[[str], str]:
         InputError: Snowball has none.
     """
     if language not in SNOWBALL:
-        raise InputError(f"no stemmer for language {language!r}; {nearest(language, SNOWBALL)}")
+        raise InputError(f"no stemmer for language {language!r}; known: {', '.join(SNOWBALL)}")
     return require("Stemmer", "distill").Stemmer(SNOWBALL[language]).stemWord
 
 
@@ -80,17 +91,33 @@ def stop_words(language: str) -> frozenset[str]:
     return frozenset(getattr(lists, f"STOPWORDS_{name}")) if name else frozenset()
 
 
-def looks_like(documents: Sequence[Document], language: str) -> str | None:
-    """The language that a corpus looks like, where that is clearly another than `language`; else None.
+def mismatch(documents: Sequence[Document], language: str) -> str | None:
+    """What a corpus looks like ("German", "Cyrillic script"), where that is clearly not `language`; else None.
 
-    Judged by the share of words that are some language's stop words, over documents spread evenly through the corpus. Only
-    languages with a list can be recognised.
+    Judged by the script of most letters, and by the share of words that are some language's stop words, over documents
+    spread evenly through the corpus. Only languages with a list of stop words are told apart.
     """
     step = max(1, len(documents) // _SAMPLE)
-    words = [word for i in range(0, len(documents), step) for word in WORD.findall(documents[i].content.lower())]
-    if len(words) < _ENOUGH_WORDS or language not in _STOP_WORDS:
+    text = " ".join(documents[i].content for i in range(0, len(documents), step)).lower()
+    words = WORD.findall(text)
+    if len(words) < _ENOUGH_WORDS:
+        return None
+    script = _script(text)
+    if script not in _SCRIPTS.get(language, {"LATIN"}):
+        return f"{script.capitalize()} script"
+    if language not in _STOP_WORDS:
         return None
     shares = {code: sum(word in stop_words(code) for word in words) / len(words) for code in _STOP_WORDS}
     best = max(shares, key=lambda code: shares[code])
-    # The English list is a tenth as long as the others, so a tie says nothing; related languages share many words.
-    return best if shares[best] > 0.15 and shares[best] > 2 * shares[language] else None
+    # Languages share short words, and Lucene's English list is a tenth as long as the others: ask for a clear lead.
+    if shares[best] > 0.15 and shares[best] > 1.6 * shares[language]:
+        return "English" if best == "en" else SNOWBALL[best].capitalize()
+    return None
+
+
+def _script(text: str) -> str:
+    letters: Counter[str] = Counter()
+    for character, count in Counter(text).items():
+        if character.isalpha():
+            letters[unicodedata.name(character, "?").split()[0]] += count
+    return letters.most_common(1)[0][0] if letters else "LATIN"

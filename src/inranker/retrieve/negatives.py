@@ -25,11 +25,12 @@ def sample_candidates(
     settings: NegativeSettings,
     seed: int,
 ) -> dict[str, list[str]]:
-    """For each query of `sources`: its source documents (sorted by id), then up to `settings.count` negatives in run order.
+    """For each query of `sources`: its source documents (sorted by id), then up to `count` negatives in run order.
 
-    `settings.hard` negatives come from the first `hard_depth` of the run, the others uniformly from the rest of its first
-    `depth`. The source documents and documents with the same words are left out before counting, so a query has fewer
-    negatives only when its run is too short. Keyed by (seed, query id): other queries, or their order, change nothing.
+    `settings.hard` negatives come from the first `hard_depth` of the run, the others uniformly from the rest of its
+    first `depth`. Source documents, and documents with the same words as one, are never negatives; others take their
+    place, so a query has fewer only when its run is too short. Keyed by (seed, query id): other queries, or their
+    order, change nothing.
 
     Raises:
         InputError: a source document or a document of the run has no content.
@@ -62,7 +63,7 @@ def _sample(
     chosen: list[int] = []
 
     def draw(places: Sequence[int], count: int) -> None:
-        # Contents are looked at only where a place is drawn: comparing all of a deep run would cost more than retrieving it.
+        # Contents are looked at only where a place is drawn: comparing all of a deep run costs more than its search.
         for place in random.permutation(np.asarray(places, dtype=np.int64)).tolist():
             if count <= 0:
                 return
