@@ -14,7 +14,7 @@ from conftest import WORDS
 from inranker.errors import ModelError
 from inranker.sequence import ModelSettings
 from inranker.sequence_t5 import t5_sequences
-from inranker.t5.model import MonoT5, load_t5, position_bias, relative_buckets, save_t5
+from inranker.t5.model import MonoT5, load_t5, position_bias, relative_buckets
 
 VARIANTS = ["v1.0", "v1.1", "mt5", "portuguese"]
 PAIRS = [
@@ -135,12 +135,14 @@ def test_saved_folder_opens_in_transformers_of_any_version(
     tiny_t5: Callable[[str], Path], tmp_path: Path, variant: str
 ) -> None:
     module, tokenizer, settings = load_t5(tiny_t5(variant))
-    save_t5(module.model, tmp_path)
+    module.model.save_pretrained(tmp_path)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == [type(module.model).__name__]
-    if variant == "v1.1":  # what transformers 4 reads to decide on the scaling of logits
-        assert config["tie_word_embeddings"] is False
+    # What transformers 4 reads to decide on tying and on the scaling of logits.
+    assert config["tie_word_embeddings"] is (variant == "v1.0")
+    distinct = {p.data_ptr(): p.numel() * p.element_size() for p in module.model.parameters()}
+    assert (tmp_path / "model.safetensors").stat().st_size < sum(distinct.values()) + 20_000
     again, _, _ = load_t5(tmp_path, settings)
     ids, mask = padded([s.input_ids for s in t5_sequences(tokenizer, settings).pairs(PAIRS)])
     with torch.no_grad():

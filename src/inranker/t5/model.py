@@ -23,7 +23,7 @@ from torch.nn import functional
 from inranker.errors import ModelError, require
 from inranker.sequence import ModelSettings
 from inranker.sequence_t5 import find_wording
-from inranker.store import read_json, write_json
+from inranker.store import read_json
 
 MODEL_TYPES = ("t5", "mt5")
 
@@ -45,6 +45,10 @@ class MonoT5(nn.Module):
         # v1.0 shares its head with the embeddings and scales what goes in; v1.1, FLAN and mT5 do not.
         scaled = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
         self.head_scale = config.d_model**-0.5 if scaled and config.model_type == "t5" else 1.0
+        if self.head_scale == 1.0 and model.lm_head.weight is not model.shared.weight:
+            # transformers 5 says "tied" of every T5 and keeps the scaling under a key that older versions do not know:
+            # given a saved folder, they would scale. What is true of the weights is read alike by all.
+            config.tie_word_embeddings = False
         for name, module in model.named_modules():
             if name.endswith("DenseReluDense.wo") and module.weight.dtype in (torch.float16, torch.bfloat16):
                 module.float()
@@ -201,17 +205,3 @@ def load_tokenizer(folder: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
     except Exception as error:  # the binding raises plain Exception
         raise ModelError(f"{folder}: no usable T5 tokenizer: {str(error).splitlines()[0]}") from None
-
-
-def save_t5(model: Any, folder: str | Path) -> None:
-    """Write weights and configuration so that transformers of any version reads the model as it is.
-
-    transformers 5 writes `tie_word_embeddings` as true for every T5 and keeps the scaling under a key of its own, which
-    older versions do not know: they would scale v1.1's logits.
-    """
-    model.save_pretrained(folder)
-    path = Path(folder) / "config.json"
-    config = read_json(path)
-    if config.get("scale_decoder_outputs") is False:
-        config["tie_word_embeddings"] = False
-        write_json(path, config)
