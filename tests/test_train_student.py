@@ -124,8 +124,8 @@ def test_a_run_resumed_at_a_checkpoint_ends_like_an_uninterrupted_one(trained, t
 def test_a_phase_that_makes_it_worse_is_dropped(tiny_encoder, tmp_path, monkeypatch):
     import inranker.train.stage as stage
 
-    def ruin(student, *args, **kwargs):
-        for parameter in student.module.parameters():
+    def ruin(module, *args, **kwargs):
+        for parameter in module.parameters():
             parameter.data.zero_()
         return []
 

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from inranker.errors import InputError
 from inranker.registry import nearest
@@ -44,9 +44,13 @@ class FilterSettings(Settings):
 
     min_words: int = 2
     max_words: int = 48
-    copied_span: int | None = Field(8, description="drop a query that shares this many words in a row with its document")
+    copied_span: int | None = Field(
+        8, description="drop a query that shares this many words in a row with its document"
+    )
     log_probability_top: int | None = Field(None, description="keep the n most probable queries (InPars-v1)")
-    teacher_top: int | None = Field(None, description="keep the n queries whose source the teacher likes most (InPars-v2)")
+    teacher_top: int | None = Field(
+        None, description="keep the n queries whose source the teacher likes most (InPars-v2)"
+    )
     round_trip: int | None = Field(None, description="BM25 must find the source document in its top k")
     near_duplicate: float | None = Field(0.8, description="word Jaccard from which two queries count as one")
     exclude_queries: str | None = Field(None, description="queries (JSONL, BEIR form) to which none may be close")
@@ -134,8 +138,8 @@ class TrainTeacherSettings(Settings):
     loss: Literal["listwise", "pointwise"] = "listwise"
     learning_rate: float = 1e-4
     epochs: float = 1
-    max_seconds: float | None = None
     queries_per_batch: int = 16
+    batch_tokens: int = Field(16384, description="tokens a forward pass")
     negatives: NegativeSettings = NegativeSettings(count=4, hard=2)
     max_length: int = 320
     max_source_share: float = Field(0.3, description="largest share of the pairs that one source may have")
@@ -167,7 +171,9 @@ class PhaseSettings(Settings):
     queries_per_batch: int = 32
     warmup: float = Field(0.05, description="share of the steps")
     weight_decay: float = 0.01
-    evaluations: int = Field(4, ge=1, description="how often agreement with the teacher is measured on held-out queries")
+    evaluations: int = Field(
+        4, ge=1, description="how often agreement with the teacher is measured on held-out queries"
+    )
     patience: int = Field(2, description="evaluations without improvement before stopping early")
 
     @field_validator("loss", mode="before")
@@ -191,7 +197,12 @@ class EvaluateSettings(Settings):
     collections: list[CollectionSettings] = Field([], description="beside the recipe's own, if that has judgements")
     depth: int = 100
     metrics: list[str] = ["nDCG@10", "RR@10", "AP", "R@100"]
-    fusion_weight: float | None = Field(None, description="the student's share; None: chosen on held-out queries")
+    fusion_weight: float | None = Field(
+        None, ge=0, le=1, description="the student's share; None: chosen on held-out queries"
+    )
+    held_out_documents: float = Field(
+        0.1, ge=0, lt=1, description="without judgements: share of the documents whose queries are kept for measuring"
+    )
     samples: int = Field(10_000, description="bootstrap and permutation samples")
 
 
@@ -233,6 +244,35 @@ class Recipe(Settings):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     export: ExportSettings = ExportSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_phase_2_without_supervised_queries(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("supervised") is None:
+            train = values.get("train", {})
+            if isinstance(train, dict) and "phases" not in train:
+                return {**values, "train": {**train, "phases": [{"data": "synthetic"}]}}
+        return values
+
+    @model_validator(mode="after")
+    def _phases_have_their_data(self) -> Recipe:
+        if self.uses("supervised") and self.supervised is None:
+            raise ValueError(
+                "a phase wants supervised queries: add a table [supervised], or let its data be 'synthetic'"
+            )
+        if self.train_teacher is not None and self.supervised is None:
+            raise ValueError("[train_teacher] learns from supervised queries: add a table [supervised]")
+        return self
+
+    def uses(self, kind: str) -> bool:
+        """Whether a phase trains on queries of this kind, `supervised` or `synthetic`."""
+        return any(phase.data in (kind, "both") for phase in self.train.phases)
+
+    @property
+    def soft_kinds(self) -> list[str]:
+        """The kinds of queries that need the teacher's labels."""
+        soft = [phase.data for phase in self.train.phases if phase.labels == "soft"]
+        return [kind for kind in ("supervised", "synthetic") if kind in soft or "both" in soft]
 
 
 def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:

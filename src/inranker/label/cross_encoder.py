@@ -44,7 +44,7 @@ class CrossEncoderTeacher(TorchTeacher):
         kept = ModelSettings.read(folder)
         longest = kept.max_length if kept else getattr(model.config, "max_position_embeddings", settings.max_length)
         self._sequences = EncoderSequences(tokenizer, min(settings.max_length, longest))
-        self._has_types = "token_type_ids" in model.forward.__code__.co_varnames
+        self._has_types = getattr(model.config, "type_vocab_size", 0) > 1
 
     def sequences(self, pairs: Sequence[Pair]) -> list[_Sequence]:
         """The model's own pair template."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,16 @@ class Batch(NamedTuple):
     grades: NDArray[np.int64]
 
 
+class QuerySource(Protocol):
+    """Queries that can be asked for as padded batches."""
+
+    data: Sequence[TrainingQuery]
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """The pairs of the queries with these numbers."""
+        ...
+
+
 class TokenizedQueries:
     """Queries tokenized once, documents shared between queries included; `batch` only pads."""
 
@@ -106,36 +116,38 @@ class TokenizedQueries:
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """The pairs of the queries with these numbers."""
-        built: list[TokenSequence] = []
-        group: list[int] = []
-        for place, number in enumerate(numbers):
-            query = self.data[number]
-            for text in query.documents:
-                built.append(self._sequences.build(self._queries[number], self._documents[text].tolist()))
-                group.append(place)
-        chunks = [
-            self._pad_chunk([built[i] for i in rows], rows)
-            for rows in plan_batches([len(s.input_ids) for s in built], self._chunk_tokens)
+        built = [
+            self._sequences.build(self._queries[number], self._documents[text].tolist())
+            for number in numbers
+            for text in self.data[number].documents
         ]
-        soft = [
-            q.margins if q.margins is not None else np.full(len(q.documents), np.nan, np.float32)
-            for q in map(self.data.__getitem__, numbers)
-        ]
-        grades = [self.data[n].grades for n in numbers]
-        return Batch(chunks, np.array(group), np.concatenate(soft).astype(np.float32), np.concatenate(grades))
+        return make_batch([self.data[n] for n in numbers], pad_chunks(built, self._pad, self._chunk_tokens))
 
-    def _pad_chunk(self, sequences: list[TokenSequence], place: NDArray[np.int64]) -> Chunk:
-        longest = max(len(s.input_ids) for s in sequences)
-        ids = np.full((len(sequences), longest), self._pad, dtype=np.int64)
+
+def pad_chunks(sequences: Sequence[TokenSequence], pad_id: int, chunk_tokens: int) -> list[Chunk]:
+    """Sequences cut into chunks of like length, each at most `chunk_tokens` tokens with its padding."""
+    chunks = []
+    for place in plan_batches([len(s.input_ids) for s in sequences], chunk_tokens):
+        rows = [sequences[i] for i in place]
+        ids = np.full((len(rows), max(len(s.input_ids) for s in rows)), pad_id, dtype=np.int64)
         mask = np.zeros_like(ids)
-        types = None if sequences[0].token_type_ids is None else np.zeros_like(ids)
-        for row, sequence in enumerate(sequences):
+        types = None if rows[0].token_type_ids is None else np.zeros_like(ids)
+        for row, sequence in enumerate(rows):
             length = len(sequence.input_ids)
             ids[row, :length] = sequence.input_ids
             mask[row, :length] = 1
             if types is not None:
                 types[row, :length] = sequence.token_type_ids
-        return Chunk(ids, mask, types, place)
+        chunks.append(Chunk(ids, mask, types, place))
+    return chunks
+
+
+def make_batch(data: Sequence[TrainingQuery], chunks: list[Chunk]) -> Batch:
+    """The batch of whole queries whose sequences `chunks` hold, in order."""
+    sizes = [len(query.documents) for query in data]
+    margins = [q.margins if q.margins is not None else np.full(len(q.documents), np.nan, np.float32) for q in data]
+    group = np.repeat(np.arange(len(data)), sizes)
+    return Batch(chunks, group, np.concatenate(margins).astype(np.float32), np.concatenate([q.grades for q in data]))
 
 
 class BatchPlan:
@@ -144,7 +156,7 @@ class BatchPlan:
     Epoch e visits the queries in an order keyed by (seed, e), so a resumed run sees what an uninterrupted one would.
     """
 
-    def __init__(self, queries: TokenizedQueries, queries_per_batch: int, epochs: float, seed: int) -> None:
+    def __init__(self, queries: QuerySource, queries_per_batch: int, epochs: float, seed: int) -> None:
         self._queries = queries
         self._size = queries_per_batch
         self._seed = seed

@@ -121,11 +121,19 @@ def _run_phase(
         values = read_json(record)
         return PhaseResult(**{**values, "student": folder / values["student"]})
     student = load_student(start)
-    held = TokenizedQueries(held_out, student.sequences, student.pad_id, train.batch_tokens)
+    held = tokenize(student, held_out, train)
     before = agreement(score_queries(student.module, held), held_out)
     checkpoints = folder / f"phase-{number}-checkpoints"
     history = train_phase(
-        student, training, held_out, phase, train, checkpoints, seed=seed + number, progress=progress, workers=workers
+        student.module,
+        tokenize(student, training, train),
+        held,
+        phase,
+        train.dtype,
+        checkpoints,
+        seed=seed + number,
+        progress=progress,
+        workers=workers,
     )
     after = agreement(score_queries(student.module, held), held_out)
     student.model.to("cpu")
@@ -136,6 +144,11 @@ def _run_phase(
     write_json(record, {**asdict(result), "student": result.student.relative_to(folder).as_posix()})
     shutil.rmtree(checkpoints, ignore_errors=True)
     return result
+
+
+def tokenize(student: Student, data: Sequence[TrainingQuery], train: TrainSettings) -> TokenizedQueries:
+    """Queries as this student reads them."""
+    return TokenizedQueries(data, student.sequences, student.pad_id, train.batch_tokens)
 
 
 def _select(
@@ -159,8 +172,7 @@ def _calibrate(
     held_out = [query for _, held in split.values() for query in held]
     if not held_out:
         return None
-    queries = TokenizedQueries(held_out, student.sequences, student.pad_id, train.batch_tokens)
-    logits = np.concatenate(score_queries(student.module, queries))
+    logits = np.concatenate(score_queries(student.module, tokenize(student, held_out, train)))
     targets = [
         1 / (1 + np.exp(-q.margins.astype(np.float64))) if q.margins is not None else (q.grades > 0).astype(np.float64)
         for q in held_out

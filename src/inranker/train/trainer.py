@@ -14,11 +14,10 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from inranker.recipe import PhaseSettings, TrainSettings
+from inranker.recipe import PhaseSettings
 from inranker.train.agreement import mean_kendall_tau
-from inranker.train.data import Batch, BatchPlan, TokenizedQueries, TrainingQuery
+from inranker.train.data import Batch, BatchPlan, QuerySource, TrainingQuery
 from inranker.train.losses import Scores, mix
-from inranker.train.students import Student
 
 # A chunk as tensors: the student's arguments, and each row's `place` in the batch.
 Inputs = dict[str, Tensor]
@@ -49,7 +48,7 @@ def score_chunks(module: nn.Module, chunks: list[Inputs]) -> Tensor:
 class PhaseTrainer(Trainer):
     """Trainer whose dataset is a fixed plan of batches, and whose evaluation is agreement with the teacher."""
 
-    def __init__(self, *args: Any, held_out: TokenizedQueries, queries_per_batch: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, held_out: QuerySource, queries_per_batch: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._held_out = held_out
         self._queries_per_batch = queries_per_batch
@@ -88,7 +87,7 @@ def agreement(scores: Sequence[NDArray[np.float32]], data: Sequence[TrainingQuer
 
 
 def score_queries(
-    module: nn.Module, queries: TokenizedQueries, queries_per_batch: int = 32, bf16: bool = False
+    module: nn.Module, queries: QuerySource, queries_per_batch: int = 32, bf16: bool = False
 ) -> list[NDArray[np.float32]]:
     """A student's margins of each query's candidates."""
     device = next(module.parameters()).device
@@ -110,23 +109,24 @@ def score_queries(
 
 
 def train_phase(
-    student: Student,
-    training: Sequence[TrainingQuery],
-    held_out: Sequence[TrainingQuery],
+    module: nn.Module,
+    training: QuerySource,
+    held_out: QuerySource,
     phase: PhaseSettings,
-    settings: TrainSettings,
+    dtype: str,
     folder: Path,
     *,
     seed: int,
     progress: Callable[[int], None] = lambda done: None,
     workers: int = 0,
+    checkpoints: bool = True,
 ) -> list[dict[str, float]]:
-    """Train `student` in place, ending with the checkpoint that agreed best with the teacher on `held_out`.
+    """Train `module` in place, ending with the checkpoint that agreed best with the teacher on `held_out`.
 
-    Checkpoints in `folder` let a killed run go on. Returns the history: step, loss, learning rate, agreement.
+    Checkpoints in `folder` let a killed run go on; without `checkpoints` nothing is written and the last state stays.
+    Returns the history: step, loss, learning rate, agreement.
     """
-    make = lambda data: TokenizedQueries(data, student.sequences, student.pad_id, settings.batch_tokens)  # noqa: E731
-    plan = BatchPlan(make(training), phase.queries_per_batch, phase.epochs, seed)
+    plan = BatchPlan(training, phase.queries_per_batch, phase.epochs, seed)
     on_gpu = torch.cuda.is_available()
     every = max(len(plan) // phase.evaluations, 1)
     arguments = TrainingArguments(
@@ -137,13 +137,13 @@ def train_phase(
         lr_scheduler_type="linear",
         warmup_steps=round(phase.warmup * len(plan)),
         weight_decay=phase.weight_decay,
-        bf16=on_gpu and settings.dtype in ("auto", "bfloat16"),
+        bf16=on_gpu and dtype in ("auto", "bfloat16"),
         eval_strategy="steps",
         eval_steps=every,
-        save_strategy="steps",
+        save_strategy="steps" if checkpoints else "no",
         save_steps=every,
         save_total_limit=2,
-        load_best_model_at_end=True,
+        load_best_model_at_end=checkpoints,
         metric_for_best_model="agreement",
         greater_is_better=True,
         logging_steps=max(len(plan) // 50, 1),
@@ -155,13 +155,13 @@ def train_phase(
         use_cpu=not on_gpu,
     )
     trainer = PhaseTrainer(
-        model=PhaseModel(student.module, phase),
+        model=PhaseModel(module, phase),
         args=arguments,
         train_dataset=plan,
         eval_dataset=[None],  # Trainer insists on one; ours is `held_out`.
-        held_out=make(held_out),
+        held_out=held_out,
         queries_per_batch=phase.queries_per_batch,
-        callbacks=[_Advance(progress), EarlyStoppingCallback(phase.patience)],
+        callbacks=[_Advance(progress), *([EarlyStoppingCallback(phase.patience)] if checkpoints else [])],
     )
     trainer.remove_callback(PrinterCallback)  # Progress is the caller's to show.
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
