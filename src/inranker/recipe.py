@@ -1,7 +1,7 @@
 """A recipe: everything one run depends on, as validated settings. Read from TOML; unknown keys are refused.
 
-Each class below is one table of `recipe.toml` and the settings of one room. Defaults are InRanker's where the paper or its
-code gives them (arXiv 2401.06910), else the field's customary ones.
+Each class below is one table of `recipe.toml` and the settings of one room. Defaults are InRanker's where the paper or
+its code gives them (arXiv 2401.06910), else the field's customary ones.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class RetrieveSettings(Settings):
 
 
 class NegativeSettings(Settings):
-    """Candidates of a training query beside its source document: `hard` from the top, the rest from anywhere in the run."""
+    """Candidates of a training query beside its source: `hard` from the top, the rest from anywhere in the run."""
 
     count: int = Field(9, ge=0)
     hard: int = Field(0, ge=0, description="how many of them come from the first `hard_depth`")
