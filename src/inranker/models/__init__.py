@@ -1,1 +1,16 @@
 """Names of models to local folders."""
+
+from inranker.models.cache import cache_folder
+from inranker.models.gguf import transformers_folder
+from inranker.models.resolve import ModelStatus, fingerprint, list_models, pull, resolve, verify
+
+__all__ = [
+    "ModelStatus",
+    "cache_folder",
+    "fingerprint",
+    "list_models",
+    "pull",
+    "resolve",
+    "transformers_folder",
+    "verify",
+]

@@ -1,0 +1,33 @@
+"""From what a model wrote to a query: first line, without labels and quotation marks."""
+
+from __future__ import annotations
+
+import re
+
+# What may enclose a whole query.
+_ENCLOSING = [*zip("\"'`“„«»‘「*", "\"'`”“»«’」*", strict=True), ("„", "”"), ("**", "**")]
+# Labels that models repeat, and list numbers; a colon inside a query ("std::sort: complexity") is left alone.
+_LABEL = re.compile(
+    r"^(?:(?:relevant|good|bad|search|suggested|possible|example|the)\s+)?(?:query|queries|question|keywords?|claim|title|answer)"
+    r"(?:\s+(?:in\s+\w+|\d+))?\s*[:：]\s*",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"^(?:[-•*]|\(?\d{1,2}[.)])\s+")
+
+
+def clean(text: str) -> str:
+    """The query in a completion: its first line with text, labels, list marks and enclosing quotes taken off."""
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    query = next((line for line in lines if line), "")
+    before = None
+    while query != before:
+        before = query
+        query = _LABEL.sub("", _NUMBER.sub("", query)).strip()
+        for opening, closing in _ENCLOSING:
+            inside = query[len(opening) : -len(closing)]
+            if query == f"{opening}{inside}{closing}" and opening not in inside and closing not in inside:
+                query = inside.strip()
+    # A quotation mark that opens the query and is never closed (the text was cut) encloses nothing.
+    if query[:1] in ('"', "“") and not any(mark in query[1:] for mark in '"”'):
+        query = query[1:].strip()
+    return query if any(c.isalnum() for c in query) else ""
