@@ -98,6 +98,6 @@ def teacher_warning(collection: str, teacher: Figure, baseline: Figure, metric: 
     sure = "reliably" if teacher.p is not None and teacher.p < RELIABLE else "though not reliably"
     return (
         f"On {collection} the teacher is worse than BM25 ({metric} {teacher.mean:.3f} against {baseline.mean:.3f}, "
-        f"{sure}): a student that learns from it cannot be expected to beat BM25 there. Choose another teacher, or keep "
-        "BM25."
+        f"{sure}): a student that learns from it cannot be expected to beat BM25 there. Choose another teacher, or "
+        "keep BM25."
     )

@@ -77,7 +77,7 @@ def collect(workspace: Workspace) -> Outcome:
 
 def train_teacher(workspace: Workspace) -> Outcome:
     """Fine-tune the teacher on the supervised queries' hard labels."""
-    from inranker.train import train_teacher
+    from inranker.train.teacher import train_teacher
 
     settings = workspace.recipe.train_teacher
     judged = workspace.supervised
