@@ -1,7 +1,7 @@
 """Collection, BM25 and negatives at a million documents: seconds a stage, and the peak memory of the process.
 
-The documents are made: words of a Zipf vocabulary (exponent 1), Poisson lengths. Queries are five words of a document, which
-counts as their source. Run: `python benchmarks/million_documents.py` (about 1 GB of disk in --folder).
+The documents are made: words of a Zipf vocabulary (exponent 1), Poisson lengths. A query is five words of one document,
+which counts as its source. Run: `python benchmarks/million_documents.py` (about 1 GB of disk in --folder).
 """
 
 from __future__ import annotations

@@ -28,6 +28,10 @@ class MissingExtra(InRankerError):
     """A package of an optional extra is not installed."""
 
 
+class InputWarning(UserWarning):
+    """Something the user gave looks wrong but can be worked with; the command line prints it as one line."""
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import `module`, or say which extra of this package brings it.
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from typing import Any
 
 import typer
 
-from inranker.errors import InRankerError
+from inranker.cli import evaluate
+from inranker.errors import InputWarning, InRankerError
+
+_show_other_warning = warnings.showwarning
 
 app = typer.Typer(
     name="inranker",
@@ -17,10 +22,26 @@ app = typer.Typer(
 )
 
 
+app.command("evaluate")(evaluate.evaluate)
+
+
+@app.callback()
+def _commands() -> None:
+    """With a callback, a lone command still goes by its name."""
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         app()
     except InRankerError as error:
         print(f"inranker: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    if issubclass(category, InputWarning):
+        print(f"inranker: warning: {message}", file=sys.stderr)
+    else:
+        _show_other_warning(message, category, *place, **more)

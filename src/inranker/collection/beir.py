@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inranker.collection.collection import Collection
-from inranker.collection.documents import DocumentBuilder
+from inranker.collection.documents import DocumentBuilder, Progress, silent
 from inranker.collection.fields import id_field, text_field
 from inranker.collection.judgements import Judgement, read_judgements
 from inranker.collection.lines import read_json_lines
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from inranker.recipe import CollectionSettings
 
 
-def read_beir(folder: Path, settings: CollectionSettings) -> Collection:
+def read_beir(folder: Path, settings: CollectionSettings, progress: Progress = silent) -> Collection:
     """Read a BEIR folder (its files may be gzipped).
 
     Queries come from `queries.jsonl` and, where there is one, `queries_<split>.jsonl`; when the split has judgements,
     only judged queries are kept, as BEIR's loader does. A folder without `qrels` is an unjudged collection.
     """
     corpus = _find(folder, "corpus.jsonl")
-    builder = DocumentBuilder(corpus)
+    builder = DocumentBuilder(corpus, progress)
     for line, record in read_json_lines(corpus):
         title = text_field(record, "title", corpus, line, required=False)
         builder.add(line, id_field(record, "_id", corpus, line), title, text_field(record, "text", corpus, line))

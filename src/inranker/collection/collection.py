@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inranker.collection.documents import Documents
+from inranker.collection.documents import Documents, Progress, silent
 from inranker.errors import InputError
 from inranker.store import fingerprint
 from inranker.types import Qrels, Query
@@ -46,20 +46,20 @@ class Collection:
         return fingerprint(self.documents.fingerprint, [(query.id, query.text) for query in self.queries], self.qrels)
 
 
-def read_collection(settings: CollectionSettings) -> Collection:
-    """Read what `settings.source` names.
+def read_collection(settings: CollectionSettings, progress: Progress = silent) -> Collection:
+    """Read what `settings.source` names; `progress` is called with the number of documents newly read, now and then.
 
     Raises:
         InputError: there is no such source, or it is malformed; names file and line.
     """
-    collection = _read(settings)
+    collection = _read(settings, progress)
     if not collection.documents:
         skipped = f" ({collection.skipped} without text)" if collection.skipped else ""
         raise InputError(f"{settings.source}: no documents{skipped}; nothing can be ranked")
     return collection
 
 
-def _read(settings: CollectionSettings) -> Collection:
+def _read(settings: CollectionSettings, progress: Progress) -> Collection:
     source = settings.source
     if source == "pythondocs":
         from inranker.collection.pythondocs import read_pythondocs
@@ -68,20 +68,20 @@ def _read(settings: CollectionSettings) -> Collection:
     if source.startswith(_IR_DATASETS):
         from inranker.collection.irds import read_ir_dataset
 
-        return read_ir_dataset(source.removeprefix(_IR_DATASETS), settings)
+        return read_ir_dataset(source.removeprefix(_IR_DATASETS), settings, progress)
     path = Path(source).expanduser()
     if path.is_dir():
         if any((path / name).exists() for name in ("corpus.jsonl", "corpus.jsonl.gz")):
             from inranker.collection.beir import read_beir
 
-            return read_beir(path, settings)
+            return read_beir(path, settings, progress)
         from inranker.collection.text_files import read_text_files
 
-        return read_text_files(path, settings)
+        return read_text_files(path, settings, progress)
     if path.is_file():
         from inranker.collection.tables import read_table
 
-        return read_table(path, settings)
+        return read_table(path, settings, progress)
     raise InputError(
         f"{source}: no such collection; give a BEIR folder, ir_datasets:ID, a JSONL, CSV or Parquet file, "
         "a folder of .txt or .md files, or pythondocs"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -12,6 +12,13 @@ from inranker.errors import InputError, require
 from inranker.types import Document
 
 _CHUNK = 16_384  # documents an Arrow array: large enough to be lean, small enough to decode at once
+
+
+Progress = Callable[[int], None]
+
+
+def silent(done: int) -> None:
+    """Progress that nobody looks at."""
 
 
 class Documents(Sequence[Document]):
@@ -114,10 +121,11 @@ class _Contents(Mapping[str, str]):
 class DocumentBuilder:
     """Collects documents one by one, refuses duplicate ids, and passes over documents without text."""
 
-    def __init__(self, path: str | Path) -> None:
-        """`path` is named in errors."""
+    def __init__(self, path: str | Path, progress: Progress = silent) -> None:
+        """`path` is named in errors; `progress` is called with the number of documents newly read, now and then."""
         self._pa = require("pyarrow", "distill")
         self._path = path
+        self._progress = progress
         self._rows: dict[str, int] = {}
         self._chunks: list[Any] = []
         self._titles: list[str] = []
@@ -150,4 +158,5 @@ class DocumentBuilder:
     def _flush(self) -> None:
         columns = {"title": self._titles, "text": self._texts}
         self._chunks.append({name: self._pa.array(values, self._pa.large_string()) for name, values in columns.items()})
+        self._progress(len(self._texts))
         self._titles, self._texts = [], []

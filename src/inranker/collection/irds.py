@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from inranker.collection.collection import Collection
-from inranker.collection.documents import DocumentBuilder
+from inranker.collection.documents import DocumentBuilder, Progress, silent
 from inranker.errors import InputError, require
 from inranker.types import Qrels, Query
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from inranker.recipe import CollectionSettings
 
 
-def read_ir_dataset(name: str, settings: CollectionSettings) -> Collection:
+def read_ir_dataset(name: str, settings: CollectionSettings, progress: Progress = silent) -> Collection:
     """Read `ir_datasets:NAME`; it is downloaded where ir_datasets does not have it yet.
 
     Titles and texts are the settings' fields where a document has them, else ir_datasets' default text of the document.
@@ -29,7 +29,7 @@ def read_ir_dataset(name: str, settings: CollectionSettings) -> Collection:
         raise InputError(f"{place}: no such dataset; `ir_datasets list` names them all") from None
     if not dataset.has_docs():
         raise InputError(f"{place}: has no documents")
-    builder = DocumentBuilder(place)
+    builder = DocumentBuilder(place, progress)
     try:
         for number, document in enumerate(dataset.docs_iter(), 1):
             builder.add(number, document.doc_id, *_title_and_text(document, settings))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inranker.collection.collection import Collection
-from inranker.collection.documents import DocumentBuilder
+from inranker.collection.documents import DocumentBuilder, Progress, silent
 from inranker.collection.fields import id_field, text_field
 from inranker.collection.files import read_parquet_rows
 from inranker.collection.lines import read_json_lines, read_lines
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 _FIELD_LIMIT = 2**31 - 1  # the csv module's own limit, 128 KiB, is below the length of a long document
 
 
-def read_table(path: Path, settings: CollectionSettings) -> Collection:
+def read_table(path: Path, settings: CollectionSettings, progress: Progress = silent) -> Collection:
     """Read documents from one file; the title field may be missing, id and text may not."""
-    builder = DocumentBuilder(path)
+    builder = DocumentBuilder(path, progress)
     for line, record in _records(path, settings):
         builder.add(
             line,

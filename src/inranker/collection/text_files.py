@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from inranker.collection.collection import Collection
-from inranker.collection.documents import DocumentBuilder
+from inranker.collection.documents import DocumentBuilder, Progress, silent
 from inranker.collection.lines import read_lines
 from inranker.errors import InputError
 
@@ -29,7 +29,7 @@ class Section(NamedTuple):
     text: str
 
 
-def read_text_files(folder: Path, settings: CollectionSettings) -> Collection:
+def read_text_files(folder: Path, settings: CollectionSettings, progress: Progress = silent) -> Collection:
     """Read every text and Markdown file below `folder`, hidden ones left out.
 
     A passage has at most `passage_words` words, shares `passage_overlap` with the one before, and never crosses a
@@ -52,7 +52,7 @@ def read_text_files(folder: Path, settings: CollectionSettings) -> Collection:
     ]
     if not files:
         raise InputError(f"{folder}: neither corpus.jsonl (BEIR) nor any .txt or .md file")
-    builder = DocumentBuilder(folder)
+    builder = DocumentBuilder(folder, progress)
     empty = 0
     for path in files:
         name = path.relative_to(folder).as_posix()

@@ -18,7 +18,7 @@ def fuse(first_stage: Run, scores: Run, weight: float) -> Run:
     """Interpolate two runs: `weight` times the normalised scores plus (1 - weight) times the normalised first stage.
 
     Normalisation: per query and run, scores are mapped linearly to [0, 1], the lowest to 0 and the highest to 1; where
-    all are equal, to 1. A document that one of the runs lacks has 0 there. Queries and documents of either run are kept.
+    all are equal, to 0. A document that one of the runs lacks has 0 there. Queries and documents of either are kept.
 
     Raises:
         InputError: the weight is outside [0, 1].
@@ -26,7 +26,7 @@ def fuse(first_stage: Run, scores: Run, weight: float) -> Run:
     if not 0 <= weight <= 1:
         raise InputError(f"fusion weight {weight} must be between 0 (first stage alone) and 1 (ranker alone)")
     fused: Run = {}
-    for query_id in first_stage.keys() | scores.keys() if first_stage.keys() != scores.keys() else first_stage:
+    for query_id in first_stage | scores:
         first = _normalise(first_stage.get(query_id, []))
         second = _normalise(scores.get(query_id, []))
         fused[query_id] = sort_documents(
@@ -54,5 +54,5 @@ def _normalise(documents: Sequence[ScoredDocument]) -> dict[str, float]:
         return {}
     values = np.array([document.score for document in documents], dtype=np.float64)
     low, high = values.min(), values.max()
-    scaled = (values - low) / (high - low) if high > low else np.ones_like(values)
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
     return {document.document_id: float(value) for document, value in zip(documents, scaled, strict=True)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from inranker.errors import InputError, require
+from inranker.retrieve.trec import sort_documents
 from inranker.types import Qrels, Run
 
 DEFAULT_METRICS = ("nDCG@10", "RR@10", "AP", "R@100")
@@ -22,11 +23,14 @@ def evaluate_run(run: Run, qrels: Qrels, metrics: Sequence[str] = DEFAULT_METRIC
         InputError: no such measure, or no query of the run is judged.
     """
     ir_measures = require("ir_measures", "distill")
-    measures = {name: _parse(name) for name in metrics}
+    measures = _parse(metrics)
     if not run.keys() & qrels.keys():
         raise InputError("no query of the run is judged; are run and judgements of one collection?")
-    judged = {query_id: run.get(query_id, []) for query_id in qrels}
-    scores = {query_id: {d.document_id: d.score for d in documents} for query_id, documents in judged.items()}
+    # Ranks in place of scores: the measures' providers do not break ties alike, and see none this way.
+    scores = {
+        query_id: {document.document_id: -rank for rank, document in enumerate(sort_documents(run.get(query_id, ())))}
+        for query_id in qrels
+    }
     values: dict[str, dict[str, float]] = {name: dict.fromkeys(qrels, 0.0) for name in metrics}
     names: dict[object, list[str]] = {}
     for name, measure in measures.items():
@@ -42,9 +46,21 @@ def means(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(by_query.values()) / len(by_query) for name, by_query in values.items()}
 
 
-def _parse(name: str) -> object:
+def check_measures(metrics: Sequence[str]) -> None:
+    """See before long work that all measures are known.
+
+    Raises:
+        InputError: one is not.
+    """
+    _parse(metrics)
+
+
+def _parse(metrics: Sequence[str]) -> dict[str, object]:
     ir_measures = require("ir_measures", "distill")
-    try:
-        return ir_measures.parse_measure(name)
-    except (NameError, ValueError, SyntaxError, KeyError, AttributeError, TypeError):
-        raise InputError(f"unknown measure {name!r}; for example {', '.join(DEFAULT_METRICS)}") from None
+    measures = {}
+    for name in metrics:
+        try:
+            measures[name] = ir_measures.parse_measure(name)
+        except (NameError, ValueError, SyntaxError, KeyError, AttributeError, TypeError):
+            raise InputError(f"unknown measure {name!r}; for example {', '.join(DEFAULT_METRICS)}") from None
+    return measures

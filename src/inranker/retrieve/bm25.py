@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inranker.errors import InputError, require
+from inranker.errors import InputError, InputWarning, require
 from inranker.retrieve.language import WORD, mismatch, stemmer, stop_words
 from inranker.types import Document, Query, Run, ScoredDocument
 
@@ -35,25 +35,34 @@ class BM25:
         self._id_rank[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids), dtype=np.int32)
 
     @classmethod
-    def index(cls, documents: Sequence[Document], language: str = "en", k1: float = 0.9, b: float = 0.4) -> BM25:
-        """Index title and text of every document.
+    def index(
+        cls,
+        documents: Sequence[Document],
+        language: str = "en",
+        k1: float = 0.9,
+        b: float = 0.4,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> BM25:
+        """Index title and text of every document; `progress` is told how many are newly done.
 
-        Warns (UserWarning) where the corpus looks like another language than `language`.
+        Warns (InputWarning) where the corpus looks like another language than `language`.
 
         Raises:
             InputError: no documents, or no stemmer for the language.
         """
-        if not documents:
+        if not len(documents):
             raise InputError("no documents to index")
         bm25s = require("bm25s", "distill")
         if found := mismatch(documents, language):
             what = f"the documents look like {found}, not like language {language!r}"
-            warnings.warn(f"{what}; set `language`, else stemmer and stop words will not fit", stacklevel=2)
+            warnings.warn(
+                f"{what}; set `language`, else stemmer and stop words will not fit", InputWarning, stacklevel=2
+            )
         analyzer = _Analyzer(language)
         ids: list[str] = getattr(documents, "ids", None) or [document.id for document in documents]
         engine = bm25s.BM25(k1=k1, b=b, method="lucene")
         engine.nonoccurrence_array = None
-        engine.scores = _postings(analyzer, documents, k1, b)
+        engine.scores = _postings(analyzer, documents, k1, b, progress)
         return cls(ids, analyzer, engine)
 
     def search(
@@ -71,11 +80,8 @@ class BM25:
         if not tokens:
             return []
         scores: NDArray[np.float32] = self._engine.get_scores_from_ids(tokens)
-        places = np.flatnonzero(scores)
-        if len(places) > depth:
-            found = scores[places]
-            threshold = np.partition(found, len(found) - depth)[len(found) - depth]
-            places = places[found >= threshold]
+        threshold = np.partition(scores, -depth)[-depth] if depth < len(scores) else np.float32(0)
+        places = np.flatnonzero(scores >= threshold if threshold > 0 else scores)
         places = places[np.lexsort((self._id_rank[places], scores[places]))[::-1][:depth]]
         return [
             ScoredDocument(self._ids[place], score)
@@ -119,10 +125,12 @@ class _Words(dict[str, int]):
         return number
 
 
-def _postings(analyzer: _Analyzer, documents: Sequence[Document], k1: float, b: float) -> dict[str, Any]:
+def _postings(
+    analyzer: _Analyzer, documents: Sequence[Document], k1: float, b: float, progress: Callable[[int], None]
+) -> dict[str, Any]:
     """bm25s's index: for each token its documents (`indices`) and scores (`data`), tokens delimited by `indptr`."""
     lengths = np.zeros(len(documents), dtype=np.int32)
-    parts = list(_count(analyzer, documents, lengths))
+    parts = list(_count(analyzer, documents, lengths, progress))
     frequencies = np.zeros(len(analyzer), dtype=np.int64)
     for tokens, _, _ in parts:
         frequencies += np.bincount(tokens, minlength=len(analyzer))
@@ -145,7 +153,7 @@ def _postings(analyzer: _Analyzer, documents: Sequence[Document], k1: float, b: 
 
 
 def _count(
-    analyzer: _Analyzer, documents: Sequence[Document], lengths: NDArray[np.int32]
+    analyzer: _Analyzer, documents: Sequence[Document], lengths: NDArray[np.int32], progress: Callable[[int], None]
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]]:
     """Parts of the term counts, sorted by token and document: tokens, documents' places, counts. Fills `lengths`."""
     buffer = array("i")
@@ -165,4 +173,5 @@ def _count(
                 (keys % len(ends) + first).astype(np.int32),
                 counts.astype(np.int32),
             )
+            progress(len(ends))
             buffer, first, ends = array("i"), place + 1, []

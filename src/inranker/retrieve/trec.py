@@ -2,7 +2,7 @@
 
 trec_eval ignores ranks: it keeps scores as 32-bit floats, sorts by them, and breaks ties by document id, descending
 (strcmp). Whoever sorts otherwise shows another ranking than is measured. So every run here holds 32-bit scores in that
-order.
+order. Other evaluators break ties otherwise (ir_measures' RR@k by id, ascending), so what is written has no ties.
 """
 
 from __future__ import annotations
@@ -18,22 +18,30 @@ from inranker.errors import InputError
 from inranker.store import atomic_write
 from inranker.types import Qrels, Run, ScoredDocument
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def sort_documents(documents: Iterable[tuple[str, float]]) -> list[ScoredDocument]:
     """Order (document id, score) as trec_eval does: by 32-bit score, ties by document id, both descending.
 
     Raises:
-        ValueError: a score is NaN, which has no place in an order.
+        ValueError: a score is not finite as a 32-bit float; NaN has no place in an order.
     """
-    scored = [ScoredDocument(document_id, float(np.float32(score))) for document_id, score in documents]
-    for document in scored:
-        if document.score != document.score:
-            raise ValueError(f"the score of document {document.document_id!r} is NaN")
+    pairs = list(documents)
+    with np.errstate(over="ignore"):
+        scores = np.array([score for _, score in pairs], dtype=np.float64).astype(np.float32)
+    if not np.isfinite(scores).all():
+        name = pairs[int(np.flatnonzero(~np.isfinite(scores))[0])][0]
+        raise ValueError(f"the score of document {name!r} is no finite 32-bit number")
+    scored = [ScoredDocument(name, score) for (name, _), score in zip(pairs, scores.tolist(), strict=True)]
     return sorted(scored, key=lambda document: (document.score, document.document_id), reverse=True)
 
 
 def write_run(path: str | Path, run: Run, tag: str) -> None:
-    """Write a run in TREC's form, atomically: ranks from 1, nine significant digits (enough for every 32-bit float).
+    """Write a run in TREC's form, atomically: ranks from 1, scores that fall from each rank to the next.
+
+    Every score is a 32-bit float with the nine digits that tell it from its neighbours. A tied one is lowered to the
+    next such number, so that every tool sees the order that trec_eval's rule gives.
 
     Fields are separated by spaces; a line whose ids hold white space (BEIR allows it, TREC does not) is separated by
     tabs, which `read_run` understands and most other tools do not.
@@ -45,8 +53,10 @@ def write_run(path: str | Path, run: Run, tag: str) -> None:
         raise InputError(f"run tag {tag!r} must be one word")
     with atomic_write(path) as file:
         for query_id, documents in run.items():
-            for rank, (document_id, score) in enumerate(sort_documents(documents), 1):
-                fields = (query_id, "Q0", document_id, str(rank), f"{score:.9g}", tag)
+            ranking = sort_documents(documents)
+            scores = _without_ties([document.score for document in ranking])
+            for rank, (document, score) in enumerate(zip(ranking, scores, strict=True), 1):
+                fields = (query_id, "Q0", document.document_id, str(rank), f"{score:.9g}", tag)
                 file.write(_join(fields) + "\n")
 
 
@@ -70,7 +80,7 @@ def read_run(path: str | Path, known_documents: Container[str] | None = None) ->
         query_id, _, document_id, _, value, _ = fields
         score = _score(value)
         if score is None:
-            raise InputError.at(path, number, f"score {value!r} is not a number")
+            raise InputError.at(path, number, f"score {value!r} is no finite 32-bit number")
         if known_documents is not None and document_id not in known_documents:
             raise InputError.at(path, number, f"document {document_id!r} is not in the collection")
         documents = scores.setdefault(query_id, {})
@@ -123,4 +133,14 @@ def _score(value: str) -> float | None:
         score = float(value)
     except ValueError:
         return None
-    return None if score != score else score
+    return score if abs(score) <= _LARGEST else None
+
+
+def _without_ties(scores: list[float]) -> list[float]:
+    """Descending 32-bit scores, each tied one lowered just below the one before."""
+    below = np.float32(np.inf)
+    lowered = []
+    for score in scores:
+        below = min(np.float32(score), np.nextafter(below, np.float32(-np.inf)))
+        lowered.append(float(below))
+    return lowered
