@@ -1,0 +1,150 @@
+"""What the queue needs of a model: texts to items of known cost, items to margins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inranker.errors import ModelError
+from inranker.rank.inputs import clean, head_of
+from inranker.rank.reranker import Reranker
+from inranker.types import Pair, Teacher
+
+
+class Item(NamedTuple):
+    """One pair, ready to be scored: `tokens` is its length, `cut` whether the texts were longer."""
+
+    payload: Any
+    tokens: int
+    cut: bool = False
+
+
+class Engine(Protocol):
+    """A model behind the queue.
+
+    Attributes:
+        name: what clients are told; never a path.
+        batch_tokens: tokens of a batch, padding included.
+        parallel: how many batches it scores at a time, each with `margins` on a thread of its own.
+        batch_dependent: whether a pair's score depends on its batch mates. Requests are then never mixed, and each is
+            cut into the batches that the engine itself would make of it.
+    """
+
+    name: str
+    batch_tokens: int
+    parallel: int
+    batch_dependent: bool
+
+    def encode(
+        self,
+        query: str,
+        documents: Sequence[str],
+        max_document_tokens: int | None = None,
+        keep: Literal["head", "tail"] = "head",
+    ) -> list[Item]:
+        """Items of one query with some documents; may be called while another thread scores."""
+        ...
+
+    def margins(self, items: Sequence[Any]) -> NDArray[np.float32]:
+        """Raw margins, float32 [n], of the payloads of items."""
+        ...
+
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Calibrated probabilities of relevance."""
+        ...
+
+
+class RerankerEngine:
+    """A `Reranker`, scored batch by batch."""
+
+    def __init__(self, reranker: Reranker, name: str) -> None:
+        self.name = name
+        self.reranker = reranker
+        self.sequences = reranker.sequences
+        backend: Any = reranker.backend
+        self.batch_dependent = bool(getattr(backend, "batch_dependent", False))
+        self.batch_tokens = int(backend.batch_tokens)
+        self.parallel = int(getattr(backend, "threads", 1))
+
+    def encode(
+        self,
+        query: str,
+        documents: Sequence[str],
+        max_document_tokens: int | None = None,
+        keep: Literal["head", "tail"] = "head",
+    ) -> list[Item]:
+        """See `Engine`; the sequences are those of `Reranker.scores` unless a document is cut on request."""
+        build = self.sequences.build
+        raw_query = self.sequences.encode([clean(query, "the query")])[0]
+        query_ids = self.sequences.cut_query(raw_query)
+        items = []
+        for ids in self._documents([clean(d, "a document") for d in documents], whole=keep == "tail"):
+            sequence = build(query_ids, ids[:max_document_tokens] if keep == "head" else ids)
+            room = len(sequence.input_ids) - len(build(query_ids, []).input_ids)
+            if keep == "tail":
+                room = min(room, max_document_tokens or room)
+                sequence = build(query_ids, ids[len(ids) - room :])
+            cut = room < len(ids) or len(query_ids) < len(raw_query)
+            items.append(Item(sequence, len(sequence.input_ids), cut))
+        return items
+
+    def _documents(self, texts: list[str], whole: bool) -> list[list[int]]:
+        heads = texts if whole else [head_of(text, self.sequences.max_length) for text in texts]
+        encoded = self.sequences.encode(heads)
+        for i, (text, head) in enumerate(zip(texts, heads, strict=True)):
+            if len(head) < len(text) and len(encoded[i]) < self.sequences.max_length:
+                encoded[i] = self.sequences.encode([text])[0]
+        return encoded
+
+    def margins(self, items: Sequence[Any]) -> NDArray[np.float32]:
+        """See `Engine`.
+
+        Raises:
+            ModelError: the model gave a number that is not finite.
+        """
+        return _finite(self.reranker.backend.margins(items), self.name)
+
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """See `Engine`."""
+        return self.reranker.probabilities(logits)
+
+
+class TeacherEngine:
+    """A teacher, for comparing the student with it on the search page."""
+
+    batch_dependent = False
+    parallel = 1
+    # A teacher is slow: few pairs at a time keep a cancelled search from running on.
+    batch_tokens = 2048
+
+    def __init__(self, teacher: Teacher, name: str) -> None:
+        self.name = name
+        self.teacher = teacher
+
+    def encode(
+        self,
+        query: str,
+        documents: Sequence[str],
+        max_document_tokens: int | None = None,
+        keep: Literal["head", "tail"] = "head",
+    ) -> list[Item]:
+        """See `Engine`; costs are estimates, and the teacher cuts documents as it always does."""
+        return [Item(Pair(query, d), min(len(d) // 4 + 16, 512)) for d in documents]
+
+    def margins(self, items: Sequence[Any]) -> NDArray[np.float32]:
+        """See `Engine`."""
+        logits = self.teacher.logits(items)
+        return _finite(logits[:, 1] - logits[:, 0], self.name)
+
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """See `Engine`; nobody calibrates a teacher, so this is the plain sigmoid."""
+        return 1.0 / (1.0 + np.exp(-np.clip(logits.astype(np.float64), -700, 700)))
+
+
+def _finite(margins: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    if not np.isfinite(margins).all():
+        raise ModelError(f"{name} gave a score that is no finite number")
+    return margins

@@ -1,0 +1,130 @@
+"""The search behind the page: BM25's order of a collection, the student's, and where there is one, the teacher's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from inranker.collection import Collection
+from inranker.retrieve.bm25 import BM25
+from inranker.serve.dialect import QueryText, RankRequest, Shape
+from inranker.serve.ranking import RankingService
+from inranker.types import Query
+
+MAX_DEPTH = 200
+# What the page shows of a document; the ranker reads all that fits.
+_SHOWN_CHARACTERS = 1500
+
+
+class SearchRequest(Shape):
+    """A search: how many of BM25's documents are reranked is the caller's choice."""
+
+    query: Annotated[QueryText, Field(max_length=1000)]
+    depth: Annotated[int, Field(ge=1, le=MAX_DEPTH)] = 50
+    teacher: Annotated[bool, Field(description="also rank with the teacher, if the server has one")] = False
+
+
+class Found(Shape):
+    """A document in the order of BM25. `ranks` and `scores` are by ranker; ranks count from 1."""
+
+    id: str
+    title: str
+    text: str
+    bm25_score: float
+    ranks: dict[str, int]
+    scores: dict[str, float]
+
+
+class SearchResponse(Shape):
+    """Times are in milliseconds."""
+
+    retrieval_ms: float
+    ranking_ms: dict[str, float]
+    documents: list[Found]
+
+
+class CollectionInfo(Shape):
+    """What can be searched, and with what."""
+
+    name: str
+    documents: int
+    student: str
+    teacher: str | None
+    examples: list[str]
+    max_depth: int
+
+
+class SearchService:
+    """One collection, indexed, with a student and perhaps its teacher."""
+
+    def __init__(
+        self,
+        collection: Collection,
+        index: BM25,
+        student: RankingService,
+        teacher: RankingService | None = None,
+        examples: Sequence[str] = (),
+    ) -> None:
+        self.collection = collection
+        self.index = index
+        self.rankers = {"student": student} | ({"teacher": teacher} if teacher else {})
+        self.examples = list(examples)
+
+    @property
+    def info(self) -> CollectionInfo:
+        """What the page says before anybody searches."""
+        teacher = self.rankers.get("teacher")
+        return CollectionInfo(
+            name=self.collection.name,
+            documents=len(self.collection.documents),
+            student=self.rankers["student"].model,
+            teacher=teacher.model if teacher else None,
+            examples=self.examples,
+            max_depth=MAX_DEPTH,
+        )
+
+    async def search(self, request: SearchRequest) -> SearchResponse:
+        """Both orders of the documents that BM25 finds.
+
+        Raises:
+            RequestError: the ranker's queue is full.
+        """
+        started = time.perf_counter()
+        run = await asyncio.to_thread(self.index.search, [Query("page", request.query)], request.depth)
+        hits = run["page"]
+        retrieval_ms = 1000 * (time.perf_counter() - started)
+        documents = [self.collection.documents.get(hit.document_id) for hit in hits]
+        found = [document for document in documents if document is not None]
+        contents = [document.content for document in found]
+        ranks: dict[str, list[int]] = {}
+        scores: dict[str, list[float]] = {}
+        ranking_ms: dict[str, float] = {}
+        # One after the other: run together, each would slow the other's clock.
+        for name, ranker in self.rankers.items():
+            if name == "teacher" and not request.teacher:
+                continue
+            outcome = await ranker.rank(RankRequest([request.query], contents))
+            places = [0] * len(contents)
+            for rank, i in enumerate(outcome.order, 1):
+                places[i] = rank
+            ranks[name], scores[name] = places, outcome.scores
+            ranking_ms[name] = 1000 * outcome.seconds["total"]
+        return SearchResponse(
+            retrieval_ms=retrieval_ms,
+            ranking_ms=ranking_ms,
+            documents=[
+                Found(
+                    id=document.id,
+                    title=document.title,
+                    text=document.text[:_SHOWN_CHARACTERS],
+                    bm25_score=hit.score,
+                    ranks={name: places[i] for name, places in ranks.items()},
+                    scores={name: values[i] for name, values in scores.items()},
+                )
+                for i, (hit, document) in enumerate(zip(hits, found, strict=True))
+            ],
+        )
