@@ -58,7 +58,7 @@ def evaluate(
 ) -> None:
     """Measure BM25, a run file, or a model that reranks either, on a judged collection.
 
-    Examples:
+    For example:
 
       inranker evaluate --collection data/scifact
 
@@ -136,7 +136,7 @@ def _runs(
 def _report(
     collection: Collection, split: str, depth: int, figures: Mapping[str, Mapping[str, Figure]]
 ) -> dict[str, Any]:
-    """What `--json` prints; `metrics` are those of the last system: the fusion, else the model, else the first stage."""
+    """What `--json` prints; its `metrics` are those of the last system: fusion, else model, else first stage."""
     systems = [
         {
             "name": name,

@@ -23,8 +23,8 @@ _IR_DATASETS = "ir_datasets:"
 class Collection:
     """Documents, queries and judgements.
 
-    `skipped` counts documents that had neither title nor text, `outside` judgements of documents that are not here (those
-    of a larger collection, kept because the measures count them). `notes` says in words what a reader should know.
+    `skipped` counts documents that had neither title nor text, `outside` judgements of documents that are not here
+    (those of a larger collection, kept because the measures count them). `notes` says it in words.
     """
 
     name: str
