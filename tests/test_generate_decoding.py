@@ -20,9 +20,13 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model(tiny_causal):
-    return AutoModelForCausalLM.from_pretrained(tiny_causal, dtype=torch.float32).eval()
+@pytest.fixture(scope="module", params=["shared", "copied"])
+def model(tiny_causal, request):
+    """A model whose rows share one copy of the prefix, and one whose attention is not known to allow that."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_causal, dtype=torch.float32).eval()
+    if request.param == "copied":
+        model.config.model_type = "other"
+    return model
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from inranker.batching import plan_batches
 from inranker.errors import InputError
+from inranker.generate.attention import use_shared_prefix
 from inranker.recipe import GenerateSettings
 
 # Every so many tokens the host looks which rows are done; in between it never waits for the device.
@@ -97,6 +98,7 @@ class Decoder:
         self.model = model
         self.device = model.device
         self._last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._shares = use_shared_prefix(model)
         config = model.config.get_text_config()
         self.max_length: int = getattr(config, "max_position_embeddings", None) or 1 << 30
 
@@ -135,13 +137,17 @@ class Decoder:
         stops = torch.zeros(self.model.config.get_text_config().vocab_size, dtype=torch.bool)
         stops[[t for t in stop_tokens if t < len(stops)]] = True
         stops = stops.to(self.device)
-        columns = lengths + prefix.length + settings.max_new_tokens
+        columns = lengths + self._copied(prefix) + settings.max_new_tokens
         for batch in plan_batches(columns, self._column_budget(prefix), _MAX_ROWS):
             part = None if noise is None else torch.from_numpy(noise[batch]).to(self.device)
             results = self._write_batch(prefix, [rows[i] for i in batch], stops, settings, part)
             for i, result in zip(batch, results, strict=True):
                 written[i] = result
         return written
+
+    def _copied(self, prefix: Prefix) -> int:
+        """How many columns of the prefix every row has a copy of."""
+        return 0 if self._shares else prefix.length
 
     def _column_budget(self, prefix: Prefix) -> int:
         """Columns of key-values that a batch may hold: a quarter of a GPU's memory, 1 GiB on a CPU.
@@ -192,7 +198,7 @@ class Decoder:
                     at, alive, token, position, mask = (t[kept] for t in (at, alive, token, position, mask))
                     noise = None if noise is None else noise[kept]
             column += 1
-            logits = self._forward(token[:, None], mask[:, :column], position[:, None], cache)
+            logits = self._step(prefix, token, mask[:, :column], position, cache)
             position = position + 1
         sizes, means = size.tolist(), (total / size).tolist()
         return [(row[:n], mean) for row, n, mean in zip(tokens.tolist(), sizes, means, strict=True)]
@@ -204,13 +210,14 @@ class Decoder:
 
         Returns:
             The key-values of all rows, with room for the new tokens; the mask over their columns, int64
-            [rows, prefix + longest + new]; the logits of each row's next token, float32 [rows, vocabulary].
+            [rows, copied prefix + longest + new]; the logits of each row's next token, float32 [rows, vocabulary].
         """
         device, count = self.device, len(rows)
         lengths = np.array([len(row) for row in rows])
         longest = int(lengths.max())
-        width = prefix.length + longest
-        layers = self._buffers(prefix, count, width + settings.max_new_tokens)
+        copied = self._copied(prefix)
+        width = copied + longest
+        layers = self._buffers(prefix, count, copied, width + settings.max_new_tokens)
         for layer in layers:
             layer.fill(width)
         mask = torch.ones(count, width + settings.max_new_tokens, dtype=torch.long, device=device)
@@ -222,7 +229,7 @@ class Decoder:
             for line, i in enumerate(part):
                 ids[line, wide - lengths[i] :] = rows[i]
                 own[line, wide - lengths[i] :] = 1
-            small = self._buffers(prefix, len(part), prefix.length + wide)
+            small = self._buffers(prefix, len(part), prefix.length, prefix.length + wide)
             own_mask = torch.from_numpy(own).to(device)
             part_mask = torch.cat([torch.ones(len(part), prefix.length, dtype=torch.long, device=device), own_mask], 1)
             positions = prefix.length + (own_mask.cumsum(1) - 1).clamp(min=0)
@@ -233,27 +240,42 @@ class Decoder:
             if logits is None:
                 logits = torch.empty(count, part_logits.shape[1], device=device)
             logits[where] = part_logits
-            mask[where, prefix.length : width] = 0
+            mask[where, copied:width] = 0
             mask[where, width - wide : width] = own_mask
             for layer, filled in zip(layers, small, strict=True):
                 layer.write(where, width - wide, *filled.read(prefix.length))
         assert logits is not None
         return layers, mask, logits
 
-    def _buffers(self, prefix: Prefix, rows: int, columns: int) -> list[GrowingLayer]:
+    def _buffers(self, prefix: Prefix, rows: int, copied: int, columns: int) -> list[GrowingLayer]:
+        """Key-values with room for `columns`, filled with the prefix if its columns are `copied`."""
         layers = []
         for pair in prefix.layers:
             # Zeros, not whatever was in memory: a masked NaN would still be NaN times zero.
             keys, values = (t.new_zeros(rows, t.shape[1], columns, t.shape[3]) for t in pair)
-            keys[:, :, : prefix.length], values[:, :, : prefix.length] = pair
-            layers.append(GrowingLayer(keys, values, prefix.length))
+            if copied:
+                keys[:, :, :copied], values[:, :, :copied] = pair
+            layers.append(GrowingLayer(keys, values, copied))
         return layers
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
+    def _step(
+        self, prefix: Prefix, token: torch.Tensor, mask: torch.Tensor, position: torch.Tensor, cache: Cache
+    ) -> torch.Tensor:
+        """Logits after one more token a row."""
+        if self._shares:
+            return self._forward(
+                token[:, None], mask[:, None, None].bool(), position[:, None], cache, shared_prefix=prefix.layers
+            )
+        return self._forward(token[:, None], mask, position[:, None], cache)
+
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache, **kwargs: Any
+    ) -> torch.Tensor:
         """Logits of the next token, float32 [rows, vocabulary]."""
-        only = {"logits_to_keep": 1} if self._last_only else {}
+        if self._last_only:
+            kwargs["logits_to_keep"] = 1
         output = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **only
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **kwargs
         )
         return output.logits[:, -1].float()
 
