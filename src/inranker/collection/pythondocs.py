@@ -29,7 +29,7 @@ from typing import TypeAlias
 from inranker.errors import InputError
 from inranker.types import Document
 
-MIN_WORDS = 8
+MIN_WORDS = 8  # in title and text together: `re.escape(pattern)` with its six words says enough
 
 # Tests and their fixtures, applications, bundled installers, code tables, and the 2-to-3 converter.
 _SKIPPED = frozenset(
@@ -57,7 +57,6 @@ _C_MEMBERS = (
     types.ClassMethodDescriptorType,
     types.GetSetDescriptorType,
     types.MemberDescriptorType,
-    staticmethod,
 )
 
 _Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -85,7 +84,7 @@ def read_pythondocs(library: Path | None = None) -> list[Document]:
     loaded = _loaded_documents() if library is None else iter(())
     for source in (_source_documents(modules), loaded, _topics(folder / "pydoc_data" / "topics.py")):
         for document in source:
-            if len(document.text.split()) >= MIN_WORDS:
+            if len(re.findall(r"\w+", document.content)) >= MIN_WORDS:
                 found.setdefault(document.id, document)
     return _merge_duplicates(found.values())
 
@@ -123,7 +122,7 @@ class _Module:
             elif isinstance(statement, ast.ImportFrom):
                 self._add_import(statement)
             elif isinstance(statement, ast.Assign | ast.AugAssign):
-                self._add_exported(statement)
+                self._add_assigned(statement)
 
     def _add_import(self, statement: ast.ImportFrom) -> None:
         source = statement.module or ""
@@ -136,14 +135,13 @@ class _Module:
             else:
                 self.imports.setdefault(alias.asname or alias.name, (source, alias.name))
 
-    def _add_exported(self, statement: ast.Assign | ast.AugAssign) -> None:
+    def _add_assigned(self, statement: ast.Assign | ast.AugAssign) -> None:
         target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
-        if (
-            isinstance(target, ast.Name)
-            and target.id == "__all__"
-            and isinstance(statement.value, ast.List | ast.Tuple)
-        ):
+        name = target.id if isinstance(target, ast.Name) else ""
+        if name == "__all__" and isinstance(statement.value, ast.List | ast.Tuple):
             self.exported.extend(ast.literal_eval(statement.value))
+        elif name == "__doc__" and isinstance(statement.value, ast.Constant):
+            self.docstring = inspect.cleandoc(str(statement.value.value))
 
     def re_exports(self, name: str, source: str) -> bool:
         """Whether `name`, imported here from the module `source`, is offered to the public here."""
@@ -305,6 +303,8 @@ def _loaded_members(value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, type):
         for base in [value, *(base for base in value.__mro__[1:] if not _is_public(base.__name__))]:
             for name, attribute in sorted(vars(base).items()):
+                if isinstance(attribute, staticmethod):
+                    attribute = attribute.__func__  # its own docstring would be that of `staticmethod`
                 if _is_public(name) and isinstance(attribute, _C_MEMBERS):
                     yield name, attribute
 
