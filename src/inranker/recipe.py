@@ -7,6 +7,7 @@ its code gives them (arXiv 2401.06910), else the field's customary ones.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -275,26 +276,47 @@ class Recipe(Settings):
         return [kind for kind in ("supervised", "synthetic") if kind in soft or "both" in soft]
 
 
-def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Read and validate a recipe file; `overrides` maps dotted keys to values and wins over the file.
+SHIPPED_FOLDER = Path(__file__).parent / "recipes"
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in SHIPPED_FOLDER.glob("*.toml"))
+
+
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read and validate a recipe: a TOML file, or the name of one that ships.
+
+    Args:
+        name_or_path: where it is.
+        overrides: dotted keys and values that win over the file; a number in a key picks a list's item.
 
     Raises:
-        InputError: no such file, bad TOML, an unknown key (the nearest known one is named) or a value out of range.
+        InputError: no such recipe, bad TOML, an unknown key (the nearest known one is named) or a value out of range.
     """
-    path = Path(path)
+    path = Path(name_or_path)
+    if not path.is_file() and str(name_or_path) in shipped_recipes():
+        path = SHIPPED_FOLDER / f"{name_or_path}.toml"
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such recipe") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path}: no such recipe file; recipes that ship: {', '.join(shipped_recipes())}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not TOML: {error}") from None
     for key, value in (overrides or {}).items():
-        table = values
-        *parents, last = key.split(".")
-        for parent in parents:
-            table = table.setdefault(parent, {})
-        table[last] = value
+        _override(values, key, value)
     return parse_recipe(values, str(path))
+
+
+def _override(values: dict[str, Any], key: str, value: Any) -> None:
+    table: Any = values
+    *parents, last = key.split(".")
+    try:
+        for parent in parents:
+            table = table[int(parent)] if isinstance(table, list) else table.setdefault(parent, {})
+        table[int(last) if isinstance(table, list) else last] = value
+    except (ValueError, IndexError, TypeError, AttributeError):
+        raise InputError(f"--set {key}: there is nothing of that name to set in this recipe") from None
 
 
 def parse_recipe(values: dict[str, Any], place: str = "recipe") -> Recipe:

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from inranker.cli import evaluate
+from inranker.cli import distill, evaluate, init, status
 from inranker.errors import InputWarning, InRankerError
 
 _show_other_warning = warnings.showwarning
@@ -22,6 +22,14 @@ app = typer.Typer(
 )
 
 
+app.command("init")(init.init)
+app.command("distill")(distill.distill)
+app.command("status")(status.status)
+app.command("generate")(distill.generate)
+app.command("retrieve")(distill.retrieve)
+app.command("label")(distill.label)
+app.command("train-teacher")(distill.train_teacher)
+app.command("train")(distill.train)
 app.command("evaluate")(evaluate.evaluate)
 
 

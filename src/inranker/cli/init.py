@@ -1,0 +1,68 @@
+"""`inranker init`: a commented recipe for somebody's documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inranker.cli.progress import progress
+from inranker.errors import InputError
+
+
+def init(
+    documents: Annotated[
+        str,
+        typer.Argument(
+            help="Your documents: a BEIR folder, ir_datasets:ID, a JSONL, CSV or Parquet file, or a folder of .txt and "
+            ".md files.",
+            metavar="DOCUMENTS",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The recipe to write.", metavar="FILE")] = Path("recipe.toml"),
+    name: Annotated[str | None, typer.Option(help="The run's name. [default: that of the documents]")] = None,
+    id_field: Annotated[str, typer.Option(help="Field (column) that holds a document's id.")] = "_id",
+    title_field: Annotated[str, typer.Option(help="Field that holds its title, if there is one.")] = "title",
+    text_field: Annotated[str, typer.Option(help="Field that holds its text.")] = "text",
+    language: Annotated[str, typer.Option(help="Language of the documents, as a two-letter code.")] = "en",
+) -> None:
+    """Write a recipe for your documents, with a comment on every setting that matters.
+
+    The documents are read once, so that a mistake shows now and not later.
+
+    Example:
+
+      inranker init tickets.csv --id-field ticket --text-field body --out tickets.toml
+    """
+    from inranker.collection import read_collection
+    from inranker.recipe import CollectionSettings, parse_recipe
+
+    if out.exists():
+        raise InputError(f"{out}: is there already; choose another --out, or remove it")
+    settings = CollectionSettings(
+        source=documents, id_field=id_field, title_field=title_field, text_field=text_field, language=language
+    )
+    with progress(None, f"read {documents}"):
+        collection = read_collection(settings)
+    template = (Path(__file__).parent.parent / "recipes" / "init.toml.template").read_text(encoding="utf-8")
+    values = {
+        "name": name or Path(documents).stem or "mine",
+        "source": documents,
+        "id_field": id_field,
+        "title_field": title_field,
+        "text_field": text_field,
+        "language": language,
+    }
+    for key, value in values.items():
+        # A JSON string is a TOML string, too.
+        template = template.replace(f"{{{{{key}}}}}", json.dumps(value, ensure_ascii=False))
+    import tomllib
+
+    parse_recipe(tomllib.loads(template), str(out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(template, encoding="utf-8")
+    skipped = f" ({collection.skipped:,} without text are left out)" if collection.skipped else ""
+    print(f"{len(collection.documents):,} documents{skipped}. Wrote {out}.")
+    print(f"See what it would do: inranker distill {out} --dry-run")

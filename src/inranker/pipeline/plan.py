@@ -1,0 +1,147 @@
+"""What a recipe will cost, before anything is done: counts, tokens, time on this machine, and money for an API."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+
+from inranker.errors import InRankerError
+from inranker.pipeline.workspace import Workspace
+from inranker.recipe import Recipe, TeacherSettings
+
+# Estimates for texts that nobody has tokenized yet.
+TOKENS_A_WORD = 1.35
+PROMPT_TOKENS = 320  # few-shot examples; computed once a shard where the back-end is ours
+QUERY_TOKENS = 16
+# What a transformer reaches of the speed of a large matrix product, by measurement on CPUs and GPUs.
+EFFICIENCY = 0.35
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A stage's work. `seconds` is None where the size of the model is unknown, `cost` None where nothing is paid."""
+
+    stage: str
+    items: int
+    unit: str
+    tokens: int = 0
+    seconds: float | None = None
+    cost: float | None = None
+
+
+def estimate(workspace: Workspace) -> list[Estimate]:
+    """Estimates of the stages that cost something, in order.
+
+    Reads the collection, and no model beyond the sizes of those that are on this machine.
+    """
+    recipe = workspace.recipe
+    documents = workspace.collection.documents
+    sample = list(islice(documents, 2000))
+    words = sum(len(d.content.split()) for d in sample) / max(len(sample), 1)
+    document_tokens = words * TOKENS_A_WORD
+    supervised = len(workspace.supervised.queries) if workspace.supervised else 0
+    chosen = min(recipe.generate.documents or len(documents), len(documents))
+    queries = chosen * recipe.generate.queries_per_document
+    found = [Estimate("collection", len(documents), "documents")]
+    found.append(_generate(recipe, queries, document_tokens))
+    pairs = _pairs(recipe, supervised, queries)
+    length = min(document_tokens + QUERY_TOKENS, recipe.teacher.max_length)
+    if recipe.train_teacher is not None:
+        settings = recipe.train_teacher
+        count = round(supervised * (1 + settings.negatives.count) * settings.epochs)
+        tokens = round(count * min(document_tokens + QUERY_TOKENS, settings.max_length))
+        found.append(_work("train-teacher", count, "pairs", tokens, settings.model, passes=3))
+    teachers = recipe.teacher.members or [_teacher(recipe)]
+    labels = sum(pairs[kind] for kind in recipe.soft_kinds)
+    found.extend(_work("label", labels, "pairs", round(labels * length), teacher.model) for teacher in teachers)
+    start = recipe.student.start
+    trained = sum(
+        (sum(pairs.values()) if phase.data == "both" else pairs[phase.data]) * phase.epochs
+        for phase in recipe.train.phases
+    )
+    length = min(document_tokens + QUERY_TOKENS, recipe.student.max_length)
+    found.append(_work("train", round(trained), "pairs", round(trained * length), start, passes=3))
+    judged = len(workspace.collection.queries) if workspace.collection.qrels else 0
+    measured = judged or round(queries * recipe.evaluate.held_out_documents)
+    scored = measured * recipe.evaluate.depth
+    found.extend(
+        _work("evaluate", scored, f"pairs by {model}", round(scored * length), model)
+        for model in dict.fromkeys([start, *(teacher.model for teacher in teachers)])
+    )
+    return found
+
+
+def _teacher(recipe: Recipe) -> TeacherSettings:
+    trained = recipe.train_teacher
+    return recipe.teacher if trained is None else recipe.teacher.model_copy(update={"model": trained.model})
+
+
+def _pairs(recipe: Recipe, supervised: int, synthetic: int) -> dict[str, int]:
+    negatives = recipe.supervised.negatives.count if recipe.supervised else 0
+    return {"supervised": supervised * (1 + negatives), "synthetic": synthetic * (1 + recipe.negatives.count)}
+
+
+def _generate(recipe: Recipe, queries: int, document_tokens: float) -> Estimate:
+    settings = recipe.generate
+    own = round(queries * min(document_tokens, settings.document_tokens))
+    if settings.backend != "openai":
+        return _work("generate", queries, "queries", own + queries * QUERY_TOKENS, settings.model)
+    read, written = own + queries * PROMPT_TOKENS, queries * QUERY_TOKENS
+    api = settings.api
+    cost = (read * api.price_input + written * api.price_output) / 1e6
+    return Estimate("generate", queries, "queries", read + written, 60 * queries / api.requests_per_minute, cost)
+
+
+def _work(stage: str, items: int, unit: str, tokens: int, model: str, passes: int = 1) -> Estimate:
+    parameters = _parameters(model)
+    seconds = None
+    if parameters is not None:
+        # Two operations a parameter and token forward, twice that backward; embeddings are looked up, not multiplied.
+        seconds = 2.0 * passes * parameters * tokens / (EFFICIENCY * _operations_per_second())
+    return Estimate(stage, items, unit, tokens, seconds)
+
+
+def _parameters(model: str) -> int | None:
+    """Parameters of a model that is on this machine; of others, what their name says (`monot5-3b`, `smollm2-135m`)."""
+    from inranker.models import list_models
+    from inranker.pipeline.measure import count_parameters
+
+    known = {status.name: status.path for status in list_models()}
+    count: Callable[[], int | None] = lambda: None  # noqa: E731
+    if known.get(model) is not None or model.startswith((".", "/")):
+        from inranker.models import resolve
+
+        count = lambda: count_parameters(resolve(model))  # noqa: E731
+    try:
+        if (found := count()) is not None:
+            return found
+    except InRankerError:
+        pass
+    named = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", model.lower())
+    return round(float(named[1]) * {"b": 1e9, "m": 1e6}[named[2]]) if named else None
+
+
+@cache
+def _operations_per_second() -> float:
+    """Speed of a matrix product on the device that the models will run on, measured in a fraction of a second."""
+    import torch
+
+    from inranker.label.teachers import pick_device, pick_dtype
+
+    device = pick_device()
+    size = 8192 if device.type == "cuda" else 1024
+    matrix = torch.randn(size, size, device=device, dtype=pick_dtype("auto", device))
+
+    def product() -> None:
+        (matrix @ matrix).sum().item()
+
+    product()
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < 0.3:
+        product()
+        done += 1
+    return done * 2.0 * size**3 / (time.perf_counter() - started)
