@@ -1,112 +1,100 @@
-"""The graph of BERT-like one-logit rankers, written with ONNX Runtime's fused operators."""
+"""The graph of BERT-like one-logit rankers, in standard ONNX operators, written for one thread and one pair at a time.
+
+Three things make it faster than a traced one, at the same result:
+
+- attention is one operator, and without a mask where nothing is padded (the engine never pads);
+- the last layer computes only what reaches the first token, all that the head reads: that saves a seventh of the
+  work of six layers, nearly half of two;
+- nothing is left to the session's own fusions, some of which are slower than their parts (ONNX Runtime 1.32:
+  SkipLayerNormalization takes 5 times as long as Add and LayerNormalization, BiasGelu 1.3 times as Add and Gelu).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from inranker.errors import ModelError
-from inranker.export.graph import MICROSOFT, Array, Graph
-
-# (graph, input, weight [in, out], name) -> input @ weight
-Linear = Callable[[Graph, str, Array, str], str]
+from inranker.export.graph import Array, Graph, Mask
 
 
-def dense(graph: Graph, x: str, weight: Array, name: str) -> str:
-    """A product in fp32."""
-    return graph.node("MatMul", x, graph.weight(weight, name))
-
-
-def bert_graph(weights: Mapping[str, Array], config: Mapping[str, Any], linear: Linear = dense, opset: int = 20) -> Any:
-    """The ONNX model of a `BertForSequenceClassification`.
+def bert_graph(weights: Mapping[str, Array], config: Mapping[str, Any], opset: int = 23) -> Any:
+    """The ONNX model of a `BertForSequenceClassification` with one or two logits.
 
     Args:
         weights: its state dictionary, in fp32.
         config: its `config.json`.
-        linear: how the products of the layers are computed; the pooler and the head stay in fp32.
-        opset: of the ONNX standard.
+        opset: of the ONNX standard, 20 to 22 with ONNX Runtime's attention operator, from 23 on with the standard's.
 
     Raises:
-        ModelError: the weights are not those of such a model.
+        ModelError: the weights or the activation are not those of such a model.
     """
     try:
-        return _Bert(weights, config, linear, opset).model()
+        return _Bert(weights, config, opset).model()
     except KeyError as error:
-        raise ModelError(f"the model has no weight {error}: not a BERT sequence classifier") from None
+        raise ModelError(f"the model has no {error}: not a BERT sequence classifier") from None
+
+
+_ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gelu": ("Gelu", {}),
+    "gelu_new": ("Gelu", {"approximate": "tanh"}),
+    "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
+    "relu": ("Relu", {}),
+}
 
 
 class _Bert:
-    def __init__(self, weights: Mapping[str, Array], config: Mapping[str, Any], linear: Linear, opset: int) -> None:
-        self.weights, self.config, self.linear = weights, config, linear
+    def __init__(self, weights: Mapping[str, Array], config: Mapping[str, Any], opset: int) -> None:
+        self.weights, self.config = weights, config
         self.graph = Graph("bert", ("input_ids", "attention_mask", "token_type_ids"), opset)
+        activation = config.get("hidden_act", "gelu")
+        if activation not in _ACTIVATIONS:
+            raise ModelError(f"activation {activation!r} is not known; known: {', '.join(_ACTIVATIONS)}")
+        self.activation, self.activation_attributes = _ACTIVATIONS[activation]
 
     def model(self) -> Any:
         g = self.graph
-        mask = g.node("Cast", "attention_mask", to=g.onnx.TensorProto.INT32)
+        self.mask = Mask(g, "attention_mask")
         x = self._embeddings()
-        for layer in range(self.config["num_hidden_layers"]):
-            x = self._layer(x, mask, f"bert.encoder.layer.{layer}")
-        first = g.node("Gather", x, g.weight(np.int64(0)), axis=1)
-        pooled = g.node("Tanh", self._full(first, "bert.pooler.dense"))
-        return g.model(self._full(pooled, "classifier"))
+        for layer in range(self.config["num_hidden_layers"] - 1):
+            x = self._layer(x, f"bert.encoder.layer.{layer}", first_only=False)
+        x = self._layer(x, f"bert.encoder.layer.{self.config['num_hidden_layers'] - 1}", first_only=True)
+        first = g.node("Squeeze", x, g.constant([1]))
+        pooled = g.node("Tanh", self._dense(first, "bert.pooler.dense"))
+        return g.model(self._dense(pooled, "classifier"))
 
     def _embeddings(self) -> str:
-        g, int32 = self.graph, self.graph.onnx.TensorProto.INT32
-        base = "bert.embeddings"
-        return g.node(
-            "EmbedLayerNormalization",
-            g.node("Cast", "input_ids", to=int32),
-            g.node("Cast", "token_type_ids", to=int32),
-            *(self._weight(f"{base}.{n}_embeddings.weight") for n in ("word", "position", "token_type")),
-            *self._norm(f"{base}.LayerNorm"),
-            domain=MICROSOFT,
-            outputs=2,
-            epsilon=self.config["layer_norm_eps"],
-        )[0]
+        g, base = self.graph, "bert.embeddings"
+        words = g.node("Gather", self._weight(f"{base}.word_embeddings.weight"), "input_ids")
+        kinds = g.node("Gather", self._weight(f"{base}.token_type_embeddings.weight"), "token_type_ids")
+        tokens = g.node("Shape", "input_ids", start=1, end=2)
+        positions = g.node(
+            "Slice", self._weight(f"{base}.position_embeddings.weight"), g.constant([0]), tokens, g.constant([0])
+        )
+        x = g.node("Add", g.node("Add", words, kinds), positions)
+        return self._norm(x, f"{base}.LayerNorm")
 
-    def _layer(self, x: str, mask: str, base: str) -> str:
+    def _layer(self, x: str, base: str, *, first_only: bool) -> str:
         g = self.graph
-        names = [f"{base}.attention.self.{n}" for n in ("query", "key", "value")]
-        bias = g.weight(np.concatenate([self.weights[f"{n}.bias"] for n in names]), f"{base}.attention.self.bias")
-        q, k, v = (self._product(x, n) for n in names)
-        heads = self.config["num_attention_heads"]
-        context = g.node("MultiHeadAttention", q, k, v, bias, mask, domain=MICROSOFT, num_heads=heads)
-        x = self._add_norm(context, x, f"{base}.attention.output")
-        inner = self._activation(self._product(x, f"{base}.intermediate.dense"), f"{base}.intermediate.dense.bias")
+        mine = g.node("Gather", x, g.constant([0]), axis=1) if first_only else x
+        q = self._dense(mine, f"{base}.attention.self.query")
+        k, v = (self._dense(x, f"{base}.attention.self.{n}") for n in ("key", "value"))
+        context = self.mask.attention(q, k, v, self.config["num_attention_heads"], one_query=first_only)
+        x = self._add_norm(context, mine, f"{base}.attention.output")
+        inner = g.node(self.activation, self._dense(x, f"{base}.intermediate.dense"), **self.activation_attributes)
         return self._add_norm(inner, x, f"{base}.output")
 
-    def _activation(self, x: str, bias: str) -> str:
-        act = self.config.get("hidden_act", "gelu")
-        if act == "gelu":
-            return self.graph.node("BiasGelu", x, self._weight(bias), domain=MICROSOFT)
-        if act in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh"):
-            return self.graph.node("FastGelu", x, self._weight(bias), domain=MICROSOFT)
-        if act == "relu":
-            return self.graph.node("Relu", self.graph.node("Add", x, self._weight(bias)))
-        raise ModelError(f"activation {act!r} is not written as a graph yet; known: gelu, gelu_new, relu")
-
     def _add_norm(self, x: str, residual: str, base: str) -> str:
-        return self.graph.node(
-            "SkipLayerNormalization",
-            self._product(x, f"{base}.dense"),
-            residual,
-            *self._norm(f"{base}.LayerNorm"),
-            self._weight(f"{base}.dense.bias"),
-            domain=MICROSOFT,
-            epsilon=self.config["layer_norm_eps"],
-        )
+        total = self.graph.node("Add", self._dense(x, f"{base}.dense"), residual)
+        return self._norm(total, f"{base}.LayerNorm")
 
-    def _product(self, x: str, base: str) -> str:
-        return self.linear(self.graph, x, self.weights[f"{base}.weight"].T, f"{base}.weight")
+    def _norm(self, x: str, base: str) -> str:
+        scale, bias = self._weight(f"{base}.weight"), self._weight(f"{base}.bias")
+        return self.graph.node("LayerNormalization", x, scale, bias, epsilon=self.config["layer_norm_eps"])
 
-    def _full(self, x: str, base: str) -> str:
-        product = dense(self.graph, x, self.weights[f"{base}.weight"].T, f"{base}.weight")
-        return self.graph.node("Add", product, self._weight(f"{base}.bias"))
-
-    def _norm(self, base: str) -> tuple[str, str]:
-        return self._weight(f"{base}.weight"), self._weight(f"{base}.bias")
+    def _dense(self, x: str, base: str) -> str:
+        weight = self.graph.weight(self.weights[f"{base}.weight"].T, f"{base}.weight")
+        return self.graph.node("Add", self.graph.node("MatMul", x, weight), self._weight(f"{base}.bias"))
 
     def _weight(self, name: str) -> str:
         return self.graph.weight(self.weights[name], name)

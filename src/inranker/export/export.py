@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from inranker.errors import ModelError, require
-from inranker.export.bert import bert_graph, dense
+from inranker.export.bert import bert_graph
 from inranker.export.graph import save_model
 from inranker.rank.folder import ModelFolder
 from inranker.store import write_json
@@ -24,7 +24,7 @@ def export_model(
     *,
     int8: bool = True,
     pairs: Sequence[tuple[str, str]] | None = None,
-    opset: int = 20,
+    opset: int = 23,
 ) -> dict[str, Any]:
     """Write `out/onnx/model.onnx` (fp32) and, where it passes, `out/onnx/model_int8.onnx`, with tokenizer, settings.
 
@@ -49,7 +49,7 @@ def export_model(
         for name in _CARRIED:
             if source.has(name):
                 shutil.copyfile(source.file(name), out / name)
-    save_model(bert_graph(weights, source.config, dense, opset), out / "onnx/model.onnx")
+    save_model(bert_graph(weights, source.config, opset), out / "onnx/model.onnx")
     report: dict[str, Any] = {"fp32": {"file": "onnx/model.onnx"}}
     write_json(out / "gate.json", report)
     return report

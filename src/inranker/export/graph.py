@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inranker import __version__
-from inranker.errors import require
+from inranker.errors import InputError, require
 from inranker.store import atomic_write
 
 Array = NDArray[np.float32]
@@ -20,10 +19,12 @@ MICROSOFT = "com.microsoft"  # ONNX Runtime's own fused operators
 class Graph:
     """Nodes and weights of one graph; values are their names.
 
-    Integer inputs are [pairs, tokens] int64; the output is `logits`, float32.
+    Integer inputs are [pairs, tokens] int64; the output is `logits` [pairs, 1], float32.
     """
 
-    def __init__(self, name: str, inputs: tuple[str, ...], opset: int = 20) -> None:
+    def __init__(self, name: str, inputs: tuple[str, ...], opset: int) -> None:
+        if opset < 20:
+            raise InputError(f"opset is {opset}: 20 is the oldest that has all operators of these graphs")
         self.onnx = require("onnx", "distill")
         self.name = name
         self.inputs = inputs
@@ -31,14 +32,16 @@ class Graph:
         self._nodes: list[Any] = []
         self._weights: dict[str, Any] = {}
 
-    def weight(self, value: Any, name: str = "") -> str:
-        """A constant tensor; equal small constants without a name are kept once."""
-        array = np.asarray(value, order="C")
-        digest = hashlib.sha256(repr((str(array.dtype), array.shape)).encode() + array.tobytes()).hexdigest()
-        name = name or f"constant_{digest[:16]}"
+    def weight(self, value: Any, name: str) -> str:
+        """A named constant tensor."""
         if name not in self._weights:
-            self._weights[name] = self.onnx.numpy_helper.from_array(array, name)
+            self._weights[name] = self.onnx.numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
+
+    def constant(self, value: Any) -> str:
+        """A small integer constant (int64)."""
+        array = np.asarray(value, dtype=np.int64)
+        return self.weight(array, f"int_{'_'.join(map(str, array.reshape(-1)))}_{array.ndim}")
 
     def node(self, op: str, *inputs: str, domain: str = "", outputs: int = 1, **attributes: Any) -> Any:
         """Add a node; returns the name of its output, or a list of names when `outputs` > 1."""
@@ -49,22 +52,71 @@ class Graph:
         return names[0] if outputs == 1 else names
 
     def model(self, output: str) -> Any:
-        """The checked model; `output` becomes `logits` [pairs, 1]."""
+        """The checked model; `output` becomes `logits`."""
         helper, types = self.onnx.helper, self.onnx.TensorProto
         self._nodes.append(helper.make_node("Identity", [output], ["logits"], name="logits"))
         graph = helper.make_graph(
             self._nodes,
             self.name,
             [helper.make_tensor_value_info(name, types.INT64, ["pairs", "tokens"]) for name in self.inputs],
-            [helper.make_tensor_value_info("logits", types.FLOAT, ["pairs", 1])],
+            [helper.make_tensor_value_info("logits", types.FLOAT, ["pairs", "labels"])],
             list(self._weights.values()),
         )
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(
-            graph, opset_imports=opsets, producer_name="inranker", producer_version=__version__, ir_version=10
+            graph,
+            opset_imports=opsets,
+            producer_name="inranker",
+            producer_version=__version__,
+            ir_version=11 if self.opset >= 23 else 10,
         )
         self.onnx.checker.check_model(model)
         return model
+
+
+class Mask:
+    """The attention mask [pairs, tokens] of a graph: an operator with a mask is used only where something is padded.
+
+    The engine never pads, others do; the choice is made when the graph runs.
+    """
+
+    def __init__(self, graph: Graph, name: str) -> None:
+        types = graph.onnx.TensorProto
+        self.graph = graph
+        real = graph.node("Cast", name, to=types.BOOL)
+        self.unpadded = graph.node("Cast", graph.node("ReduceMin", name, keepdims=0), to=types.BOOL)
+        if graph.opset >= 23:
+            # The runtime wants [pairs, 1, queries, tokens] in full; the branch that needs it is rarely taken.
+            self.mask = graph.node("Unsqueeze", real, graph.constant([1, 2]))
+            self.tokens = graph.node("Shape", name, start=1, end=2)
+        else:
+            self.mask = graph.node("Cast", name, to=types.INT32)
+
+    def attention(self, q: str, k: str, v: str, heads: int, *, one_query: bool = False) -> str:
+        """Attention over [pairs, tokens, size] values; `one_query`: the queries are one token a pair."""
+        helper = self.graph.onnx.helper
+        if self.graph.opset >= 23:
+            attributes = {"q_num_heads": heads, "kv_num_heads": heads}
+            plain = [helper.make_node("Attention", [q, k, v], ["unpadded"], **attributes)]
+            rows = self.graph.constant([1]) if one_query else self.tokens
+            padded = [
+                helper.make_node(
+                    "Concat", [self.graph.constant([1, 1]), rows, self.graph.constant([1])], ["s"], axis=0
+                ),
+                helper.make_node("Expand", [self.mask, "s"], ["m"]),
+                helper.make_node("Attention", [q, k, v, "m"], ["padded"], **attributes),
+            ]
+        else:
+            attributes = {"num_heads": heads, "domain": MICROSOFT}
+            plain = [helper.make_node("MultiHeadAttention", [q, k, v], ["unpadded"], **attributes)]
+            padded = [helper.make_node("MultiHeadAttention", [q, k, v, "", self.mask], ["padded"], **attributes)]
+        branches = {
+            f"{branch}_branch": helper.make_graph(
+                nodes, branch, [], [helper.make_tensor_value_info(nodes[-1].output[0], 1, None)]
+            )
+            for branch, nodes in (("then", plain), ("else", padded))
+        }
+        return self.graph.node("If", self.unpadded, **branches)
 
 
 def save_model(model: Any, path: str | Path) -> None:

@@ -18,6 +18,10 @@ class Backend(Protocol):
 
     name: str
     precision: str
+    # Whether a pair's score depends on which pairs are scored with it, beyond rounding.
+    batch_dependent: bool
+    # Tokens that are worth handing over at once; more are cut into several passes.
+    batch_tokens: int
 
     def margins(self, sequences: Sequence[TokenSequence]) -> NDArray[np.float32]:
         """Raw margins, float32 [n], in the order of the sequences, which may be of any number and lengths."""
@@ -52,7 +56,7 @@ def load_backend(
     if backend == "onnx":
         from inranker.rank.onnx_backend import OnnxBackend
 
-        return OnnxBackend(folder, precision, threads=threads, batch_tokens=batch_tokens)
+        return OnnxBackend(folder, precision, threads=threads)
     if backend == "torch":
         from inranker.rank.torch_backend import TorchBackend
 

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
 from inranker.errors import InputError, ModelError
-from inranker.sequence import EncoderSequences, ModelSettings
+from inranker.sequence import EncoderSequences, ModelSettings, TokenSequence
 from inranker.store import read_json
 
 _T5_TYPES = {"t5", "mt5", "umt5"}
+
+
+class Sequences(Protocol):
+    """What the engine asks of a builder of token sequences; see `EncoderSequences`."""
+
+    max_length: int
+    specials: int
+    truncated_queries: int
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts on their own, without special tokens and uncut."""
+        ...
+
+    def cut_query(self, ids: list[int]) -> list[int]:
+        """The query's tokens, cut (and counted) where they would leave no room for the document."""
+        ...
+
+    def build(self, query_ids: list[int], document_ids: list[int]) -> TokenSequence:
+        """The sequence of a pair; a document that does not fit is cut."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -74,20 +95,19 @@ class ModelFolder:
         except Exception as error:  # the binding raises plain Exception
             raise ModelError(f"{path}: damaged tokenizer: {error}") from None
 
-    def sequences(self) -> EncoderSequences:
-        """The builder of token sequences that this model was trained with."""
-        return build_sequences(self.tokenizer(), self.settings)
+    def sequences(self) -> Sequences:
+        """The builder of token sequences that this model was trained with.
 
+        Raises:
+            ModelError: the architecture is unknown.
+        """
+        if self.settings.architecture == "encoder":
+            return EncoderSequences(self.tokenizer(), self.settings.max_length)
+        if self.settings.architecture == "t5":
+            from inranker.sequence_t5 import t5_sequences
 
-def build_sequences(tokenizer: Tokenizer, settings: ModelSettings) -> EncoderSequences:
-    """The builder of token sequences for an architecture and mode.
-
-    Raises:
-        ModelError: the architecture is unknown.
-    """
-    if settings.architecture == "encoder":
-        return EncoderSequences(tokenizer, settings.max_length)
-    raise ModelError(f"unknown architecture {settings.architecture!r}; known: encoder, t5")
+            return t5_sequences(self.tokenizer(), self.settings, self.config.get("model_type", "t5"))
+        raise ModelError(f"{self.path}: unknown architecture {self.settings.architecture!r}; known: encoder, t5")
 
 
 def _default_settings(config: dict[str, Any]) -> ModelSettings:

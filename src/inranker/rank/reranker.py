@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from inranker.errors import InputError, ModelError
 from inranker.rank.backend import Backend, load_backend
-from inranker.rank.folder import ModelFolder
+from inranker.rank.folder import ModelFolder, Sequences
 from inranker.rank.fusion import fuse_scores
 from inranker.rank.inputs import clean, document_text, head_of, windows
-from inranker.sequence import EncoderSequences, TokenSequence
+from inranker.sequence import TokenSequence
 from inranker.types import Ranked
 
 Passages = Literal["truncate", "max"]
@@ -26,7 +26,7 @@ _CHUNK = 1024
 class Reranker:
     """Scores (query, document) pairs with one model. Safe to use from several threads."""
 
-    def __init__(self, folder: ModelFolder, sequences: EncoderSequences, backend: Backend) -> None:
+    def __init__(self, folder: ModelFolder, sequences: Sequences, backend: Backend) -> None:
         self.folder = folder
         self.sequences = sequences
         self.backend = backend

@@ -19,6 +19,7 @@ class TorchBackend:
     """A Hugging Face sequence classifier; bf16 on a GPU, fp32 on a CPU unless told otherwise."""
 
     name = "torch"
+    batch_dependent = False
 
     def __init__(
         self,
@@ -52,7 +53,8 @@ class TorchBackend:
             for batch in plan_batches([len(s.input_ids) for s in sequences], self.batch_tokens):
                 inputs = _pad([sequences[i] for i in batch])
                 tensors = {k: torch.from_numpy(v).to(self.device) for k, v in inputs.items()}
-                result[batch] = to_margins(self._module(**tensors).logits.float().cpu().numpy())
+                output = self._module(**tensors)
+                result[batch] = to_margins(getattr(output, "logits", output).float().cpu().numpy())
         return result
 
     def close(self) -> None:
@@ -61,7 +63,15 @@ class TorchBackend:
 
 
 def load_module(folder: ModelFolder, dtype: Any) -> Any:
-    """The folder's torch module: called with the padded inputs, its result has `.logits` [n, 1] or [n, 2]."""
+    """The folder's torch module; called with the padded inputs it gives margins [n], or a result with `.logits`.
+
+    Raises:
+        ModelError: the folder's weights are missing, damaged, or another architecture's.
+    """
+    if folder.settings.architecture == "t5":
+        from inranker.t5.model import load_t5
+
+        return load_t5(folder.path, folder.settings, dtype)[0]
     transformers = require("transformers", "distill")
     try:
         return transformers.AutoModelForSequenceClassification.from_pretrained(
