@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,37 @@ def test_unfit_tokenizers_and_modes_are_refused(tiny_encoder: Path) -> None:
         T5Strict(tokenizer(), 8)
 
 
+ODD = [
+    "a",
+    "fo",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "\u00a0",
+    "\u2003",
+    "\u200b",
+    "\u0301",
+    "´",
+    "é",
+    "½",
+    "日",
+    "\ufeff",
+    "▁",
+    "\x85",
+    "</s>",
+]
+odd_texts = st.lists(st.sampled_from(ODD), max_size=6).map("".join)
+
+
+@settings(max_examples=200, deadline=None)
+@given(query=odd_texts, document=odd_texts)
+def test_legacy_is_the_plain_string_for_odd_texts_too(query: str, document: str) -> None:
+    legacy = T5Legacy(tokenizer(), 64)
+    plain = tokenizer().encode(f"Query: {query} Document: {document} Relevant:").ids
+    assert legacy.pairs([(query, document)])[0].input_ids == plain
+
+
 @pytest.mark.real
 @pytest.mark.skipif(not REAL.is_dir(), reason="the T5 tokenizer is not beside the checkout")
 def test_real_tokenizer() -> None:
@@ -142,6 +174,12 @@ def test_real_tokenizer() -> None:
     long = "Deep-water sponges (Hexactinellida) filter 1,500 litres a day — naïvely speaking. " * 60
     pairs = [("what do sponges eat?", long[:400]), ("q", ""), ("ﬁne ½", "日本語 text…")]
     assert legacy.pairs(pairs) == strict.pairs(pairs)
+    plain = Tokenizer.from_file(str(REAL / "tokenizer.json"))
+    plain.enable_truncation(512, strategy="longest_first")
+    rng = random.Random(0)
+    odd = [("".join(rng.choices(ODD, k=5)), "".join(rng.choices([*ODD, long], k=5))) for _ in range(2000)]
+    for (query, document), built in zip(odd, legacy.pairs(odd), strict=True):
+        assert built.input_ids == plain.encode(f"Query: {query} Document: {document} Relevant:").ids
     cut = legacy.pairs([("q", long)])[0].input_ids
     assert len(cut) == 512 and cut[-1] == 1 and cut[-2] != real.encode("Relevant:").ids[-2]
     kept = strict.pairs([("q", long)])[0].input_ids

@@ -65,8 +65,7 @@ def find_wording(tokenizer: Tokenizer, model_type: str, settings: ModelSettings 
 class T5Strict:
     """The prompt with only the document cut; a query beyond half of the maximum is cut to it and counted.
 
-    On a pair that fits, the sequence is the legacy one, token for token (for tokenizers that split at spaces, as T5's
-    do, and texts without white space at their ends).
+    On a pair that fits, the sequence is the legacy one, token for token.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, wording: Wording = TRUE_FALSE) -> None:
@@ -79,15 +78,22 @@ class T5Strict:
         closing = tokenizer.encode(wording.closing)
         if not closing.ids or not closing.special_tokens_mask[-1]:
             raise ModelError("the tokenizer adds no end-of-sequence token: it is no T5 tokenizer")
-        self._head, self._middle = self.encode([wording.query, wording.document])
         self._tail = closing.ids
+        self._fence = len(closing.ids) - sum(closing.special_tokens_mask)
+        self._head, self._middle = self.encode([wording.query, wording.document])
         self.specials = len(self._head) + len(self._middle) + len(self._tail)
         if self.specials > max_length // 2:
             raise ModelError(f"max_length {max_length} leaves no room beside the prompt's {self.specials} tokens")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts on their own, without special tokens and uncut."""
-        return [e.ids for e in self.tokenizer.encode_batch_fast([t.strip() for t in texts], add_special_tokens=False)]
+        """Token ids of texts, without special tokens and uncut, as they are inside a prompt.
+
+        T5's tokenizers split at spaces, so a text between two words has the tokens that it has in any prompt, whatever
+        the normalizer makes of spaces, zero-width or combining characters at its ends; on its own it may not.
+        """
+        word, n = self.wording.closing, self._fence
+        fenced = [f"{word} {text} {word}" for text in texts]
+        return [e.ids[n:-n] for e in self.tokenizer.encode_batch_fast(fenced, add_special_tokens=False)]
 
     def cut_query(self, ids: list[int]) -> list[int]:
         """The query's tokens, cut (and counted) only beyond half of the maximum length."""
@@ -112,11 +118,7 @@ class T5Strict:
 
 
 class T5Legacy(T5Strict):
-    """The published inference: the plain string, cut to the maximum length, then the end-of-sequence token.
-
-    `pairs` is that byte for byte. `build` joins the tokens of separate texts, which is the same sequence for tokenizers
-    that split at spaces and texts without white space at their ends. No query is cut on its own.
-    """
+    """The published inference: the whole prompt, cut to the maximum length, then the end-of-sequence token."""
 
     def cut_query(self, ids: list[int]) -> list[int]:
         """The query's tokens, uncut."""
@@ -126,16 +128,6 @@ class T5Legacy(T5Strict):
         """The sequence of a pair from the two texts' token ids."""
         ids = [*self._head, *query_ids, *self._middle, *document_ids, *self._tail]
         return TokenSequence(ids if len(ids) <= self.max_length else [*ids[: self.max_length - 1], ids[-1]], None)
-
-    def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[TokenSequence]:
-        """Sequences of pairs of texts, each pair tokenized as one string."""
-        words = self.wording
-        texts = [f"{words.query} {q} {words.document} {d} {words.closing}" for q, d in pairs]
-        sequences = []
-        for encoding in self.tokenizer.encode_batch_fast(texts):
-            ids = encoding.ids
-            sequences.append(ids if len(ids) <= self.max_length else [*ids[: self.max_length - 1], ids[-1]])
-        return [TokenSequence(ids, None) for ids in sequences]
 
 
 def t5_sequences(tokenizer: Tokenizer, settings: ModelSettings, model_type: str = "t5") -> T5Strict:
