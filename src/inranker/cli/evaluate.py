@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inranker.cli.distill import DryOption, SetOption, run_recipe
 from inranker.cli.progress import progress
 from inranker.errors import InputError
 
@@ -22,13 +23,17 @@ _SEED = 0
 
 
 def evaluate(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="Run a recipe up to its evaluation; takes --out, --set and --dry-run.", metavar="[RECIPE]"),
+    ] = None,
     collection: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Judged collection: a BEIR folder (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv) or ir_datasets:ID.",
             metavar="DIR",
         ),
-    ],
+    ] = None,
     split: Annotated[str, typer.Option(help="Which judgements: qrels/SPLIT.tsv.")] = "test",
     run: Annotated[
         Path | None,
@@ -52,11 +57,14 @@ def evaluate(
     ] = None,
     language: Annotated[str, typer.Option(help="Stemmer and stop words of BM25.")] = "en",
     out: Annotated[
-        Path | None, typer.Option(help="Write the run files and metrics.json to this folder.", metavar="DIR")
+        Path | None,
+        typer.Option(help="Write the run files and metrics.json to this folder; of a recipe: its run.", metavar="DIR"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    settings: SetOption = None,
+    dry_run: DryOption = False,
 ) -> None:
-    """Measure BM25, a run file, or a model that reranks either, on a judged collection.
+    """Measure BM25, a run file, or a model that reranks either, on a judged collection; or a recipe's student.
 
     For example:
 
@@ -66,6 +74,28 @@ def evaluate(
 
       inranker evaluate --collection data/dl19 --run runs/BM25.top100.trec --json
     """
+    if (recipe is None) == (collection is None):
+        raise InputError("give a recipe, or --collection DIR, and not both")
+    if recipe is not None:
+        run_recipe(recipe, out, None, "evaluate", settings, dry_run)
+    elif collection is not None:
+        if settings or dry_run:
+            raise InputError("--set and --dry-run belong to a recipe")
+        _evaluate(collection, split, run, model, depth, fusion, metric, language, out, as_json)
+
+
+def _evaluate(
+    collection: str,
+    split: str,
+    run: Path | None,
+    model: str | None,
+    depth: int,
+    fusion: float | None,
+    metric: list[str] | None,
+    language: str,
+    out: Path | None,
+    as_json: bool,
+) -> None:
     if fusion is not None and model is None:
         raise InputError("--fusion weighs a model against the first stage; give --model too")
     from inranker.collection import read_collection

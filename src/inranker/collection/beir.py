@@ -32,7 +32,7 @@ def read_beir(folder: Path, settings: CollectionSettings, progress: Progress = s
     documents = builder.finish()
     queries = _queries(folder, settings.split)
     qrels: Qrels = {}
-    outside, notes = 0, []
+    outside, notes = 0, list(builder.notes)
     path = _qrels_path(folder, settings.split)
     if path is not None:
         known = _Either(documents.contents, builder.empty_ids)
@@ -41,8 +41,6 @@ def read_beir(folder: Path, settings: CollectionSettings, progress: Progress = s
         outside = len(strangers)
         if strangers:
             notes.append(_outside_note(path, strangers, sum(len(grades) for grades in qrels.values())))
-    if builder.empty_ids:
-        notes.append(f"{corpus}: {len(builder.empty_ids)} documents without title and text were skipped")
     return Collection(
         folder.resolve().name, documents, list(queries.values()), qrels, len(builder.empty_ids), outside, tuple(notes)
     )

@@ -149,6 +149,13 @@ class DocumentBuilder:
         if len(self._texts) == _CHUNK:
             self._flush()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Says how many documents were passed over, if any."""
+        count = len(self.empty_ids)
+        documents = "1 document" if count == 1 else f"{count:,} documents"
+        return (f"{self._path}: skipped {documents} without title and text",) if count else ()
+
     def finish(self) -> Documents:
         """All documents that were added."""
         if self._texts:

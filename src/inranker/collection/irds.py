@@ -41,9 +41,7 @@ def read_ir_dataset(name: str, settings: CollectionSettings, progress: Progress 
         raise InputError(f"{place}: could not be fetched: {str(error).splitlines()[0]}") from None
     if qrels:
         queries = [query for query in queries if query.id in qrels]
-    skipped = len(builder.empty_ids)
-    notes = (f"{place}: {skipped} documents without title and text were skipped",) if skipped else ()
-    return Collection(name, builder.finish(), queries, qrels, skipped, notes=notes)
+    return Collection(name, builder.finish(), queries, qrels, len(builder.empty_ids), notes=builder.notes)
 
 
 def _title_and_text(document: Any, settings: CollectionSettings) -> tuple[str, str]:

@@ -30,9 +30,7 @@ def read_table(path: Path, settings: CollectionSettings, progress: Progress = si
             text_field(record, settings.title_field, path, line, required=False),
             text_field(record, settings.text_field, path, line),
         )
-    skipped = len(builder.empty_ids)
-    notes = (f"{path}: {skipped} documents without title and text were skipped",) if skipped else ()
-    return Collection(path.name, builder.finish(), skipped=skipped, notes=notes)
+    return Collection(path.name, builder.finish(), skipped=len(builder.empty_ids), notes=builder.notes)
 
 
 def _records(path: Path, settings: CollectionSettings) -> Iterator[tuple[int, dict[str, Any]]]:
