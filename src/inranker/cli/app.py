@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from inranker.cli import distill, evaluate, init, status
+from inranker.cli import distill, evaluate, init, serve, status
 from inranker.errors import InputWarning, InRankerError
 
 _show_other_warning = warnings.showwarning
@@ -31,6 +31,7 @@ app.command("label")(distill.label)
 app.command("train-teacher")(distill.train_teacher)
 app.command("train")(distill.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("serve")(serve.serve)
 
 
 @app.callback()

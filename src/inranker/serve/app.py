@@ -28,7 +28,7 @@ from inranker.serve.metrics import CONTENT_TYPE, AccessLog, Metrics, logger
 from inranker.serve.openapi import describe_body, describe_refusals, document
 from inranker.serve.problem import Kind, RequestError
 from inranker.serve.ranking import RankingService
-from inranker.serve.search import CollectionInfo, SearchRequest, SearchResponse, SearchService
+from inranker.serve.search import BackgroundSearch, CollectionInfo, SearchRequest, SearchResponse, SearchService
 from inranker.serve.security import HostCheck, ResponseHeaders, check_key, check_media_type
 from inranker.serve.tei import Tei
 from inranker.serve.vllm import Vllm
@@ -66,7 +66,7 @@ def build_app(
     settings: AppSettings = AppSettings(),
     *,
     metrics: Metrics | None = None,
-    search: SearchService | None = None,
+    search: BackgroundSearch | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> ASGIApp:
     """The application; starting it up starts the services' worker threads, shutting it down drains them.
@@ -87,7 +87,7 @@ class _Application:
         ranking: RankingService,
         settings: AppSettings,
         metrics: Metrics,
-        search: SearchService | None,
+        search: BackgroundSearch | None,
         details: dict[str, Any],
     ) -> None:
         self.ranking = ranking
@@ -101,8 +101,6 @@ class _Application:
         self.plain_jina = Jina(model_required=False)
         self.tei = Tei(details.get("device", "cpu"))
         self.vllm = Vllm()
-        services = [ranking, *(search.rankers.values() if search else ())]
-        self.services = list(dict.fromkeys(services))
         self.api = FastAPI(
             title="InRanker",
             version=__version__,
@@ -135,11 +133,13 @@ class _Application:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, api: FastAPI) -> AsyncIterator[None]:
-        for service in self.services:
-            service.start()
+        self.ranking.start()
+        if self.search is not None:
+            self.search.start()
         yield
-        for service in self.services:
-            await asyncio.to_thread(service.close)
+        await asyncio.to_thread(self.ranking.close)
+        if self.search is not None:
+            await asyncio.to_thread(self.search.close)
 
     # Routes
 
@@ -205,16 +205,16 @@ class _Application:
 
         shape = Jina()
         self._post("/search", "Search the collection and rerank", handle, [shape], SearchRequest, SearchResponse)
-        self._get("/collection", "What can be searched", describe, CollectionInfo, {404: shape.error})
+        self._get("/collection", "What can be searched", describe, CollectionInfo, {404: shape.error, 503: shape.error})
 
     def _searchable(self) -> SearchService:
         if self.search is None:
             raise RequestError(Kind.NOT_FOUND, "this server has no collection; start it with --collection")
-        return self.search
+        return self.search.get()
 
     def _add_information(self) -> None:
         async def health(request: Request) -> Response:
-            if all(service.queue.healthy for service in self.services):
+            if self.ranking.queue.healthy:
                 return _json({"status": "ok"})
             raise RequestError(Kind.UNAVAILABLE, "the server is not ranking")
 

@@ -64,10 +64,12 @@ class RerankerEngine:
         self.name = name
         self.reranker = reranker
         self.sequences = reranker.sequences
-        backend: Any = reranker.backend
-        self.batch_dependent = bool(getattr(backend, "batch_dependent", False))
-        self.batch_tokens = int(backend.batch_tokens)
-        self.parallel = int(getattr(backend, "threads", 1))
+        backend = reranker.backend
+        self.batch_dependent = backend.batch_dependent
+        self.batch_tokens = backend.batch_tokens
+        # The ONNX back-end shares one set of threads: while the last pairs of a batch are scored, the next batch keeps
+        # the other threads busy.
+        self.parallel = 2 if backend.name == "onnx" else 1
 
     def encode(
         self,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from pydantic import Field
 
-from inranker.collection import Collection
+from inranker.collection import Documents
 from inranker.retrieve.bm25 import BM25
 from inranker.serve.dialect import QueryText, RankRequest, Shape
+from inranker.serve.metrics import logger
+from inranker.serve.problem import Kind, RequestError
 from inranker.serve.ranking import RankingService
 from inranker.types import Query
 
@@ -59,32 +62,34 @@ class CollectionInfo(Shape):
 
 
 class SearchService:
-    """One collection, indexed, with a student and perhaps its teacher."""
+    """One collection, indexed, with a student and perhaps its teacher, whose worker threads run already."""
 
     def __init__(
         self,
-        collection: Collection,
+        name: str,
+        documents: Documents,
         index: BM25,
         student: RankingService,
         teacher: RankingService | None = None,
         examples: Sequence[str] = (),
     ) -> None:
-        self.collection = collection
+        self.name = name
+        self.documents = documents
         self.index = index
+        self.teacher = teacher
         self.rankers = {"student": student} | ({"teacher": teacher} if teacher else {})
         self.examples = list(examples)
 
     @property
     def info(self) -> CollectionInfo:
         """What the page says before anybody searches."""
-        teacher = self.rankers.get("teacher")
         return CollectionInfo(
-            name=self.collection.name,
-            documents=len(self.collection.documents),
+            name=self.name,
+            documents=len(self.documents),
             student=self.rankers["student"].model,
-            teacher=teacher.model if teacher else None,
+            teacher=self.teacher.model if self.teacher else None,
             examples=self.examples,
-            max_depth=MAX_DEPTH,
+            max_depth=min(MAX_DEPTH, self.rankers["student"].limits.documents),
         )
 
     async def search(self, request: SearchRequest) -> SearchResponse:
@@ -97,7 +102,7 @@ class SearchService:
         run = await asyncio.to_thread(self.index.search, [Query("page", request.query)], request.depth)
         hits = run["page"]
         retrieval_ms = 1000 * (time.perf_counter() - started)
-        documents = [self.collection.documents.get(hit.document_id) for hit in hits]
+        documents = [self.documents.get(hit.document_id) for hit in hits]
         found = [document for document in documents if document is not None]
         contents = [document.content for document in found]
         ranks: dict[str, list[int]] = {}
@@ -128,3 +133,50 @@ class SearchService:
                 for i, (hit, document) in enumerate(zip(hits, found, strict=True))
             ],
         )
+
+
+class BackgroundSearch:
+    """A search that is made ready while the server ranks already."""
+
+    def __init__(self, load: Callable[[], SearchService]) -> None:
+        self._load = load
+        self._service: SearchService | None = None
+        self._failed = False
+
+    def load(self) -> None:
+        """Make it ready now.
+
+        Raises:
+            InRankerError: the collection or the teacher cannot be read.
+        """
+        self._service = self._load()
+
+    def start(self) -> None:
+        """Make it ready in the background, unless it is."""
+        if self._service is None:
+            threading.Thread(target=self._try, name="search", daemon=True).start()
+
+    def _try(self) -> None:
+        try:
+            self.load()
+        except Exception as error:
+            self._failed = True
+            logger.error("the search page has nothing to search: %s", error)
+
+    def get(self) -> SearchService:
+        """The service.
+
+        Raises:
+            RequestError: it is not ready, or never will be.
+        """
+        if self._failed:
+            raise RequestError(Kind.UNAVAILABLE, "the collection could not be read; the server's log says why")
+        if self._service is None:
+            headers = {"retry-after": "1"}
+            raise RequestError(Kind.UNAVAILABLE, "the collection is still being read", headers=headers)
+        return self._service
+
+    def close(self) -> None:
+        """Stop the teacher, if there is one."""
+        if self._service is not None and self._service.teacher is not None:
+            self._service.teacher.close()
