@@ -35,6 +35,8 @@ class MonoT5(nn.Module):
     activations outgrow fp16 there, and bf16 loses the small ones.
     """
 
+    answers: Tensor
+
     def __init__(self, model: Any, false_token: int, true_token: int) -> None:
         super().__init__()
         config = model.config

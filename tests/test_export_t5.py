@@ -1,0 +1,95 @@
+"""The graph of a monoT5 scores as torch does, in fp32 closely and in int8 nearly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from conftest import WORDS
+from inranker.errors import ModelError
+from inranker.export.t5 import Precise, Rowwise, quantize_rows, t5_graph
+from inranker.sequence_t5 import t5_sequences
+from inranker.t5.model import MonoT5, load_t5
+
+PAIRS = [
+    (" ".join(WORDS[i : i + n]), " ".join(WORDS[j : j + m] * 4))
+    for i, n, j, m in [(0, 3, 5, 30), (7, 1, 2, 0), (9, 12, 0, 48), (20, 5, 11, 7), (1, 2, 3, 4)]
+]
+
+
+def session(module: MonoT5, numbers: Precise | None = None) -> ort.InferenceSession:
+    return ort.InferenceSession(t5_graph(module, 512, numbers).SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def inputs(folder: Path) -> tuple[MonoT5, list[list[int]]]:
+    module, tokenizer, settings = load_t5(folder)
+    return module.eval(), [s.input_ids for s in t5_sequences(tokenizer, settings, "t5").pairs(PAIRS)]
+
+
+def padded(sequences: list[list[int]], longest: int) -> dict[str, Any]:
+    ids, mask = (np.zeros((len(sequences), longest), dtype=np.int64) for _ in range(2))
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("variant", ["v1.0", "v1.1", "mt5"])
+def test_fp32_graph_is_the_torch_module(tiny_t5: Callable[[str], Path], variant: str) -> None:
+    module, sequences = inputs(tiny_t5(variant))
+    feed = padded(sequences, max(map(len, sequences)))
+    with torch.no_grad():
+        expected = module(*(torch.from_numpy(feed[n]) for n in ("input_ids", "attention_mask"))).numpy()
+    graph = session(module)
+    logits = graph.run(None, feed)[0]
+    assert logits.shape == (len(PAIRS), 1) and expected.std() > 0.05
+    np.testing.assert_allclose(logits[:, 0], expected, atol=1e-4)
+    alone = [graph.run(None, padded([s], len(s)))[0][0, 0] for s in sequences]
+    np.testing.assert_allclose(alone, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["v1.0", "v1.1", "mt5"])
+@pytest.mark.parametrize("half_output", [False, True])
+def test_int8_graph_is_near_and_knows_no_batch_mates(
+    tiny_t5: Callable[[str], Path], variant: str, half_output: bool
+) -> None:
+    module, sequences = inputs(tiny_t5(variant))
+    exact, rough = session(module), session(module, Rowwise(half_output))
+    together = rough.run(None, padded(sequences, 480))[0][:, 0]
+    alone = [rough.run(None, padded([s], len(s)))[0][0, 0] for s in sequences]
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+    expected = exact.run(None, padded(sequences, 480))[0][:, 0]
+    assert np.abs(together - expected).max() < 0.2 * expected.std()
+
+
+def test_int8_file_is_a_quarter(tiny_t5: Callable[[str], Path]) -> None:
+    module, _ = inputs(tiny_t5("v1.0"))
+    layers = [m for n, m in module.model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
+    weights = sum(m.weight.numel() for m in layers) + module.model.shared.weight.numel()
+    code = {
+        name: sum(len(w.raw_data) for w in t5_graph(module, 512, numbers).graph.initializer if len(w.dims) == 2)
+        for name, numbers in [("fp32", Precise()), ("int8", Rowwise())]
+    }
+    assert code["fp32"] < 4 * weights
+    assert code["int8"] < 0.4 * code["fp32"]
+
+
+def test_rows_are_quantized_to_half_a_step() -> None:
+    matrix = np.random.default_rng(0).standard_normal((50, 30)).astype(np.float32)
+    matrix[3] = 0
+    codes, scales = quantize_rows(matrix)
+    assert codes.dtype == np.int8 and np.abs(codes).max() == 127
+    assert (np.abs(codes * scales[:, None] - matrix) <= scales[:, None] / 2 + 1e-7).all()
+
+
+def test_unknown_activation_is_named(tiny_t5: Callable[[str], Path]) -> None:
+    module, _ = inputs(tiny_t5("v1.0"))
+    module.model.config.dense_act_fn = "swish"
+    with pytest.raises(ModelError, match="'swish'"):
+        t5_graph(module)
