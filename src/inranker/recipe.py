@@ -41,7 +41,7 @@ class CollectionSettings(Settings):
 
 
 class FilterSettings(Settings):
-    """What happens to synthetic queries before they are used; None switches a filter off."""
+    """What happens to synthetic queries before they are used; None (in TOML: false) switches a filter off."""
 
     min_words: int = 2
     max_words: int = 48
@@ -56,6 +56,11 @@ class FilterSettings(Settings):
     near_duplicate: float | None = Field(0.8, description="word Jaccard from which two queries count as one")
     exclude_queries: str | None = Field(None, description="queries (JSONL, BEIR form) to which none may be close")
     exclude_jaccard: float = 0.6
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _false_is_none(cls, value: Any) -> Any:
+        return None if value is False else value
 
 
 class ApiSettings(Settings):
