@@ -330,3 +330,10 @@ def test_ir_datasets_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         read("ir_datasets:nope")
     with pytest.raises(InputError, match="has no documents"):
         read("ir_datasets:queries-only")
+
+
+def test_a_folder_in_place_of_a_file_is_no_traceback(beir: Path) -> None:
+    (beir / "queries.jsonl").unlink()
+    (beir / "queries.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"queries\.jsonl: cannot be read"):
+        read(beir)

@@ -30,8 +30,9 @@ def test_the_source_comes_first_then_distinct_negatives_in_run_order() -> None:
         places = [int(name[1:]) for name in names[1:]]
         assert len(places) == 9
         assert places == sorted(set(places) - {3})
-        assert max(places) < 100
-        assert sum(place < 10 for place in places) >= 4
+        # The source, fourth in the run, takes no place: the first ten others end with d10, the first hundred with d100.
+        assert max(places) <= 100
+        assert sum(place <= 10 for place in places) >= 4
 
 
 def test_candidates_depend_on_seed_and_query_alone() -> None:
@@ -80,3 +81,10 @@ def test_short_runs_give_what_there_is() -> None:
 def test_unknown_documents_are_named() -> None:
     with pytest.raises(InputError, match="query 'q': document 'nope'"):
         sample_candidates({}, {"q": {"nope"}}, CONTENTS, NegativeSettings(), 0)
+
+
+def test_the_source_takes_no_place_in_the_depth() -> None:
+    run = {"q": ranking("d3", "d1", "d2", "d4")}
+    assert sample_candidates(run, {"q": {"d3"}}, CONTENTS, NegativeSettings(count=9, depth=2), 0) == {
+        "q": ["d3", "d1", "d2"]
+    }

@@ -31,10 +31,12 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as error:
         what = f"byte {error.start + 1} of the line (0x{error.object[error.start]:02x}) is not UTF-8"
         raise InputError.at(path, number, f"{what}; convert the file to UTF-8") from None
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise InputError.at(path, number + 1, "damaged gzip file") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -68,7 +68,13 @@ class BM25:
     def search(
         self, queries: Sequence[Query], depth: int = 1000, progress: Callable[[int], None] = lambda done: None
     ) -> Run:
-        """The best `depth` documents of each query that share a word with it; ties by document id, descending."""
+        """The best `depth` documents of each query that share a word with it; ties by document id, descending.
+
+        Raises:
+            InputError: the depth is below one.
+        """
+        if depth < 1:
+            raise InputError(f"depth {depth} must be at least 1")
         run: Run = {}
         for query in queries:
             run[query.id] = self._search(query.text, depth)

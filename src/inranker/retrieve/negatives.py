@@ -27,19 +27,21 @@ def sample_candidates(
 ) -> dict[str, list[str]]:
     """For each query of `sources`: its source documents (sorted by id), then up to `count` negatives in run order.
 
-    `settings.hard` negatives come from the first `hard_depth` of the run, the others uniformly from the rest of its
-    first `depth`. Source documents, and documents with the same words as one, are never negatives; others take their
-    place, so a query has fewer only when its run is too short. Keyed by (seed, query id): other queries, or their
-    order, change nothing.
+    The source documents are taken out of the run first. Then `settings.hard` negatives come from its first
+    `hard_depth`, the others uniformly from the rest of its first `depth`. Documents with the same words as a source
+    are replaced, so a query has fewer negatives only when its run is too short. Keyed by (seed, query id): other
+    queries, or their order, change nothing.
 
     Raises:
         InputError: a source document or a document of the run has no content.
     """
     candidates: dict[str, list[str]] = {}
     for query_id, source_ids in sources.items():
-        ranking = [document.document_id for document in run.get(query_id, ())][: settings.depth]
+        found = (document.document_id for document in run.get(query_id, ()))
+        ranking = [document_id for document_id in found if document_id not in source_ids][: settings.depth]
         try:
-            negatives = _sample(ranking, source_ids, contents, settings, _generator(seed, query_id))
+            sources_words = {same_words(contents[source_id]) for source_id in source_ids}
+            negatives = _sample(ranking, sources_words, contents, settings, _generator(seed, query_id))
         except KeyError as error:
             raise InputError(f"query {query_id!r}: document {error.args[0]!r} is not in the collection") from None
         candidates[query_id] = sorted(source_ids) + negatives
@@ -53,13 +55,11 @@ def same_words(text: str) -> str:
 
 def _sample(
     ranking: Sequence[str],
-    source_ids: Collection[str],
+    sources_words: Collection[str],
     contents: Mapping[str, str],
     settings: NegativeSettings,
     random: np.random.Generator,
 ) -> list[str]:
-    own = {same_words(contents[source_id]) for source_id in source_ids}
-    left_out = set(source_ids)
     chosen: list[int] = []
 
     def draw(places: Sequence[int], count: int) -> None:
@@ -67,7 +67,7 @@ def _sample(
         for place in random.permutation(np.asarray(places, dtype=np.int64)).tolist():
             if count <= 0:
                 return
-            if ranking[place] not in left_out and same_words(contents[ranking[place]]) not in own:
+            if same_words(contents[ranking[place]]) not in sources_words:
                 chosen.append(place)
                 count -= 1
 
