@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read_ir_dataset(name: str, settings: CollectionSettings, progress: Progress = silent) -> Collection:
-    """Read `ir_datasets:NAME`; it is downloaded where ir_datasets does not have it yet.
+    """Read `ir_datasets:NAME`; it is downloaded where ir_datasets does not have it yet. The name includes the split.
 
     Titles and texts are the settings' fields where a document has them, else ir_datasets' default text of the document.
 

@@ -15,12 +15,15 @@ from inranker.types import Document
 SNOWBALL = {
     "ar": "arabic",
     "ca": "catalan",
+    "cs": "czech",
     "da": "danish",
     "de": "german",
     "el": "greek",
     "en": "porter",
     "es": "spanish",
+    "et": "estonian",
     "eu": "basque",
+    "fa": "persian",
     "fi": "finnish",
     "fr": "french",
     "ga": "irish",
@@ -33,6 +36,7 @@ SNOWBALL = {
     "ne": "nepali",
     "nl": "dutch",
     "no": "norwegian",
+    "pl": "polish",
     "pt": "portuguese",
     "ro": "romanian",
     "ru": "russian",
@@ -60,6 +64,7 @@ _STOP_WORDS = {  # bm25s's lists; English is Lucene's, 33 words
 _SCRIPTS = {  # as Unicode's character names begin; all others are written in Latin letters
     "ar": {"ARABIC"},
     "el": {"GREEK"},
+    "fa": {"ARABIC"},
     "hi": {"DEVANAGARI"},
     "hy": {"ARMENIAN"},
     "ne": {"DEVANAGARI"},
@@ -76,11 +81,13 @@ def stemmer(language: str) -> Callable[[str], str]:
     """The language's Snowball stemmer.
 
     Raises:
-        InputError: Snowball has none.
+        InputError: Snowball, or the installed version of it, has none.
     """
-    if language not in SNOWBALL:
-        raise InputError(f"no stemmer for language {language!r}; known: {', '.join(SNOWBALL)}")
-    return require("Stemmer", "distill").Stemmer(SNOWBALL[language]).stemWord
+    snowball = require("Stemmer", "distill")
+    known = [code for code, name in SNOWBALL.items() if name in snowball.algorithms()]
+    if language not in known:
+        raise InputError(f"no stemmer for language {language!r}; known: {', '.join(known)}")
+    return snowball.Stemmer(SNOWBALL[language]).stemWord
 
 
 @cache
