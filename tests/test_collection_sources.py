@@ -131,6 +131,7 @@ def test_judgements_of_a_larger_collection_are_kept_and_said(beir: Path) -> None
         ("corpus.jsonl", b"", r"made: no documents; nothing can be ranked"),
         ("corpus.jsonl", b'{"_id": "d1", "text": null}\n', r"made: no documents \(1 without text\)|not in the coll"),
         ("corpus.jsonl", b"[" * 100_000, r"corpus.jsonl:1: not JSON"),
+        ("corpus.jsonl", b'{"_id": ' + b"1" * 5000 + b"}", r"corpus.jsonl:1: not JSON that can be read"),
         ("queries.jsonl", b'{"_id": "q1", "text": ""}\n', r"queries.jsonl:1: query 'q1' has no text"),
         (
             "queries.jsonl",
@@ -141,6 +142,7 @@ def test_judgements_of_a_larger_collection_are_kept_and_said(beir: Path) -> None
         ("qrels/test.tsv", b"q1\td1\t1\nq1\tdX\t1\n", r"test.tsv:2: document 'dX' is not in the collection"),
         ("qrels/test.tsv", b"q1\tx\t0\nq1\ty\t1\n", r"test.tsv:1: document 'x' is not in the collection \(2 such"),
         ("qrels/test.tsv", b"q1\td1\t1\nq1\td2\thigh\n", r"test.tsv:2: grade 'high' is not a whole number"),
+        ("qrels/test.tsv", b"q1\td1\t1\nq1\td2\t31715818\n", r"test.tsv:2: grade '31715818' is not a whole number"),
         ("qrels/test.tsv", b"q1\td1\t1\nq1\n", r"test.tsv:2: expected query id, document id and grade"),
         ("qrels/test.tsv", b"q1\td1\t1\nq1\td1\t2\n", r"test.tsv:2: document 'd1' was judged 1 .* before, now 2"),
         ("qrels/test.tsv", b"query-id\tcorpus-id\tscore\n", r"test.tsv: no judgements"),
@@ -216,6 +218,13 @@ def test_malformed_parquet_is_named(tmp_path: Path) -> None:
         read(path, **NAMES)
     with pytest.raises(InputError, match="no column 'text'; it has key, body"):
         read(path, id_field="key")
+    pq.write_table(pa.table({"key": ["1", None], "body": ["a", None]}), path)
+    with pytest.raises(InputError, match=r"d\.parquet:2: field 'key' must be a string .* not null"):
+        read(path, **NAMES)
+    latin = pa.array(["Küste".encode("latin-1")], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"key": ["1"], "body": latin}), path)
+    with pytest.raises(InputError, match=r"rows 1 to \d+ is not UTF-8"):
+        read(path, **NAMES)
     path.write_bytes(b"PAR1 and nothing else")
     with pytest.raises(InputError, match="not a readable Parquet file"):
         read(path, **NAMES)

@@ -66,6 +66,7 @@ def read_parquet_rows(
     """
     pa = require("pyarrow", "distill")
     parquet = require("pyarrow.parquet", "distill")
+    number = 0
     try:
         with parquet.ParquetFile(str(path)) as file:
             found = file.schema_arrow.names
@@ -73,12 +74,14 @@ def read_parquet_rows(
                 if name not in found:
                     raise InputError(f"{path}: no column {name!r}; it has {', '.join(found)}")
             columns = required + [name for name in optional if name in found]
-            number = 0
             for batch in file.iter_batches(_BATCH, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        what = f"a text in rows {number + 1} to {number + _BATCH} is not UTF-8"
+        raise InputError(f"{path}: {what}; write the file with text columns of valid UTF-8") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None

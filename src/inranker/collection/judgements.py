@@ -41,7 +41,7 @@ def read_judgements(path: str | Path) -> Iterator[Judgement]:
         if grade is None:
             if number == 1:
                 continue
-            raise InputError.at(path, number, f"grade {value!r} is not a whole number")
+            raise InputError.at(path, number, f"grade {value!r} is not a whole number below a million")
         if seen.setdefault((query_id, document_id), grade) != grade:
             what = f"document {document_id!r} was judged {seen[query_id, document_id]} for query {query_id!r} before"
             raise InputError.at(path, number, f"{what}, now {grade}; keep one line")
@@ -53,4 +53,5 @@ def _grade(value: str) -> int | None:
         number = float(value)
     except ValueError:
         return None
-    return int(number) if number.is_integer() else None
+    # trec_eval keeps a table of all grades up to the largest: a stray id in the last column would take all memory.
+    return int(number) if number.is_integer() and abs(number) < 1_000_000 else None

@@ -52,8 +52,10 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError.at(path, number, f"not JSON: {error.msg} at column {error.colno}") from None
-        except RecursionError:
-            raise InputError.at(path, number, "not JSON that can be read: nested too deeply") from None
+        except (RecursionError, ValueError):
+            raise InputError.at(
+                path, number, "not JSON that can be read: nested too deep, or a number too long"
+            ) from None
         if not isinstance(value, dict):
             raise InputError.at(path, number, f"expected a JSON object, found {type(value).__name__}")
         yield number, value
