@@ -66,7 +66,7 @@ def _word(rank: int) -> str:
 
 
 def measure(folder: Path, seed: int) -> dict[str, float]:
-    """Run the three stages; seconds of each (a busy machine takes longer than its cores work) and peak memory, in GB."""
+    """Run the stages; seconds of each, by the clock and of the processor, and the peak memory so far in GB."""
     figures: dict[str, float] = {}
 
     @contextmanager
