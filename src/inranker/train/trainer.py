@@ -55,25 +55,40 @@ class PhaseTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches in the plan's order; Trainer's own skipping resumes in the middle of it."""
+        plan: Any = self.train_dataset
+        collate: Any = _to_tensors
         loader: DataLoader = DataLoader(
-            self.train_dataset,
+            plan,
             batch_size=None,
-            sampler=SequentialSampler(self.train_dataset),
+            sampler=SequentialSampler(plan),
             num_workers=self.args.dataloader_num_workers,
-            collate_fn=_to_tensors,
+            collate_fn=collate,
             pin_memory=self.args.device.type == "cuda",
             prefetch_factor=8 if self.args.dataloader_num_workers else None,
         )
         return self.accelerator.prepare(loader)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """The phase's loss of one batch."""
         outputs = model(**inputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        # T5 shares its embeddings, and a safetensors file holds a tensor under one name only.
+        model: Any = self.model
+        state = model.state_dict() if state_dict is None else state_dict
+        once = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}
+        super()._save(output_dir, {name: state[name] for name in once.values()})
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """What a checkpoint lacks are the other names of shared tensors: nothing to warn of."""
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Mean Kendall tau-b with the teacher on the held-out queries."""
-        scores = score_queries(self.model.student, self._held_out, self._queries_per_batch, self.args.bf16)  # type: ignore[union-attr]
+        model: Any = self.model
+        scores = score_queries(model.student, self._held_out, self._queries_per_batch, self.args.bf16)
         metrics = {"eval_agreement": agreement(scores, self._held_out.data)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
