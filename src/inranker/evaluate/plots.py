@@ -94,7 +94,11 @@ def plot_trade_off(systems: Sequence[Mapping[str, Any]], collection: Mapping[str
         left = speed > 0.6 * fastest
         axis.annotate(system["name"], (speed, value), xytext=(-11 if left else 11, 0), textcoords="offset points",
                       va="center", ha="right" if left else "left", fontsize=8.5, color=_INK)  # fmt: skip
+    ticker = require("matplotlib.ticker", "distill")
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda speed, _: f"{speed:,.0f}"))
+    axis.xaxis.set_minor_locator(ticker.NullLocator())
     axis.margins(x=0.25, y=0.25)
     axis.set_xlabel("pairs a second on this machine (log scale)", fontsize=9, color=_INK)
     axis.set_ylabel(metric, fontsize=9, color=_INK)
@@ -112,7 +116,8 @@ def plot_training(phases: Sequence[Mapping[str, Any]]) -> bytes:
         axis.set_ylabel("loss", fontsize=9, color="#747c88")
         axis.set_xlabel(f"step, {phase['name']}", fontsize=9, color=_INK)
         twin = axis.twinx()
-        twin.spines[["top", "left"]].set_visible(False)
+        twin.spines[["top", "left", "bottom"]].set_visible(False)
+        twin.spines["right"].set_color("#b6bcc6")
         twin.plot(*_columns(agreements), color=_COLOURS["student"], marker="o", markersize=4, linewidth=1.6)
         twin.set_ylabel("agreement (Kendall tau)", fontsize=9, color=_COLOURS["student"])
         twin.tick_params(labelsize=9, length=3, colors=_COLOURS["student"])
