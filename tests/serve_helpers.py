@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from starlette.testclient import TestClient
 
+from inranker.collection import Documents
+from inranker.retrieve import BM25
 from inranker.serve.app import AppSettings, build_app
 from inranker.serve.engine import Item
 from inranker.serve.limits import Limits
 from inranker.serve.queue import RankQueue
 from inranker.serve.ranking import RankingService
+from inranker.serve.run import address_of, bind, make_server
+from inranker.serve.search import BackgroundSearch, SearchService
+from inranker.types import Document
 
 MAX_LENGTH = 64
 
@@ -72,14 +78,48 @@ def ranking_service(engine: Any = None, limits: Limits | None = None, places: in
     return RankingService(RankQueue(engine or WordEngine(), places), limits or Limits())
 
 
-def client(
-    engine: Any = None,
-    *,
-    limits: Limits | None = None,
-    places: int = 64,
-    settings: AppSettings | None = None,
-    **options: Any,
-) -> TestClient:
+def client(engine: Any = None, **options: Any) -> TestClient:
     """A client of a started application; use it as a context manager."""
-    app = build_app(ranking_service(engine, limits, places), settings or AppSettings(), **options)
-    return TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
+    return TestClient(application(engine, **options), base_url="http://localhost", raise_server_exceptions=False)
+
+
+@contextlib.contextmanager
+def live(app: Any) -> Iterator[str]:
+    """The address of a real server around an application."""
+    listener = bind("127.0.0.1", 0)
+    ready = threading.Event()
+    server = make_server(app, ready.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    address = address_of(listener)
+    thread.start()
+    assert ready.wait(20)
+    try:
+        yield address
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def application(engine: Any = None, **options: Any) -> Any:
+    """An application around a stand-in model; `options` are those of `ranking_service` and `build_app`."""
+    parts = {name: options.pop(name) for name in ("limits", "places") if name in options}
+    return build_app(ranking_service(engine, **parts), options.pop("settings", AppSettings()), **options)
+
+
+def one_collection(student: RankingService, teacher: RankingService | None = None) -> BackgroundSearch:
+    """A search of a few documents, one of them hostile."""
+    documents = Documents.of(
+        Document(f"d{i}", text, title)
+        for i, (title, text) in enumerate(
+            [
+                ("Foxes", "a red fox and another fox"),
+                ("Hens", "red hens fear the fox, all of them fear it very much and with reason"),
+                ("<img src=x onerror=alert(1)>", "<script>document.title = 'hacked'</script> a fox <b>bold</b>"),
+                ("Dogs", "lazy dogs sleep"),
+            ]
+        )
+    )
+    index = BM25.index(documents)
+    examples = ["red fox", "lazy dogs"]
+    return BackgroundSearch(lambda: SearchService("animals", documents, index, student, teacher, examples))

@@ -95,6 +95,7 @@ class _Application:
         self.metrics = metrics
         self.search = search
         self.details = details
+        self.shapes: list[Any] = []
         self.started = int(time.time())
         self.cohere = Cohere(lenient=settings.lenient)
         self.jina = Jina(model_required=not settings.lenient)
@@ -109,12 +110,13 @@ class _Application:
             redoc_url=None,
             redirect_slashes=False,
         )
-        self.api.openapi = lambda: document(self.api, protected=settings.api_key is not None)  # type: ignore[method-assign]
         self.api.add_exception_handler(HTTPException, self._on_http_exception)
         self._add_ranking()
         self._add_search()
         self._add_information()
         self._add_page()
+        described = document(self.api, self.shapes, protected=settings.api_key is not None)
+        self.api.openapi = lambda: described  # type: ignore[method-assign]
 
     def wrapped(self) -> ASGIApp:
         """The application inside what every request passes through, outermost last."""
@@ -272,13 +274,16 @@ class _Application:
         request_shape: Any = None,
         response_shape: Any = None,
     ) -> None:
+        shapes = [request_shape] if request_shape else [d.request for d in dialects]
+        self.shapes += shapes
         self.api.add_api_route(
             path,
             _guarded(handle, dialects[0]),
             methods=["POST"],
+            name=path,
             summary=summary,
             responses=describe_refusals(dialects, response_shape),
-            openapi_extra=describe_body([request_shape] if request_shape else [d.request for d in dialects]),
+            openapi_extra=describe_body(shapes),
             response_class=Response,
             tags=["rank" if request_shape is None else "search"],
         )
@@ -295,6 +300,7 @@ class _Application:
         self.api.add_api_route(
             path,
             _guarded(handle, self._dialect_of(path)),
+            name=path,
             summary=summary,
             responses={200: {"model": shape}, **responses},
             tags=["about"],

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from inranker.serve.dialect import Dialect, Outcome, QueryText, RankRequest, Shape, Texts, validate
+from inranker.serve.dialect import WHOLE, Dialect, Outcome, QueryText, RankRequest, Shape, Texts, validate
 from inranker.serve.problem import Kind, RequestError
 
 _IGNORED = "accepted and ignored (v1 clients and LiteLLM send it)"
@@ -21,12 +21,12 @@ class CohereRequest(Shape):
     model: Annotated[str, Field(description="any name: this server ranks with the one model it was started with")]
     query: QueryText
     documents: Texts
-    top_n: Annotated[int, Field(ge=1)] | None = None
-    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = 4096
-    priority: Annotated[int, Field(ge=0, le=999, description="0 is served first")] | None = 0
+    top_n: Annotated[int, Field(ge=1), WHOLE] | None = None
+    max_tokens_per_doc: Annotated[int, Field(ge=1), WHOLE] | None = 4096
+    priority: Annotated[int, Field(ge=0, le=999, description="0 is served first"), WHOLE] | None = 0
     return_documents: Annotated[bool | None, Field(description=_IGNORED)] = None
     rank_fields: Annotated[list[str] | None, Field(description=_IGNORED)] = None
-    max_chunks_per_doc: Annotated[int | None, Field(description=_IGNORED)] = None
+    max_chunks_per_doc: Annotated[int | None, Field(description=_IGNORED), WHOLE] = None
 
 
 class LenientCohereRequest(CohereRequest):

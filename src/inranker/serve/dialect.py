@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from inranker.serve.problem import STATUS, Kind, RequestError
@@ -51,6 +51,13 @@ class Shape(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 3.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# Goes last into an `Annotated[int, ...]`, so that bounds before it stay in the JSON schema.
+WHOLE = BeforeValidator(_whole)
 Text = Annotated[str, Field(description="any text")]
 QueryText = Annotated[str, Field(pattern=r"\S", description="not empty, not only white space")]
 # A list of a hundred thousand wrong things is one mistake, not a hundred thousand.

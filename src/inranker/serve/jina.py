@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from inranker.serve.dialect import Dialect, Outcome, QueryText, RankRequest, Shape, Text, validate
+from inranker.serve.dialect import WHOLE, Dialect, Outcome, QueryText, RankRequest, Shape, Text, validate
 from inranker.serve.problem import Kind, RequestError
 
 
@@ -28,10 +28,10 @@ class PlainRequest(Shape):
     model: Annotated[str | None, Field(description="any name: this server ranks with one model")] = None
     query: QueryText | TextQuery
     documents: Annotated[list[Text | TextDocument], Field(min_length=1, fail_fast=True)]
-    top_n: Annotated[int, Field(ge=1)] | None = None
+    top_n: Annotated[int, Field(ge=1), WHOLE] | None = None
     return_documents: bool | None = False
     raw_scores: Annotated[bool | None, Field(description="margins (raw logits) in place of probabilities")] = False
-    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = None
+    max_tokens_per_doc: Annotated[int, Field(ge=1), WHOLE] | None = None
 
 
 class JinaRequest(PlainRequest):

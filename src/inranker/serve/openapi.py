@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -52,21 +52,22 @@ def describe_body(shapes: Sequence[Any]) -> dict[str, Any]:
     """The request body of a route that takes any of these shapes; `document` adds their definitions."""
     references = [{"$ref": _REF.format(model=shape.__name__)} for shape in shapes]
     schema = references[0] if len(references) == 1 else {"anyOf": references}
-    return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-        "x-shapes": list(shapes),
-    }
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def document(api: FastAPI, protected: bool) -> dict[str, Any]:
-    """The OpenAPI document; `protected` says whether ranking needs the API key."""
-    made: Mapping[str, Any] | None = api.openapi_schema
-    if made is not None:
-        return dict(made)
-    made = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
+def document(api: FastAPI, shapes: Sequence[Any], protected: bool) -> dict[str, Any]:
+    """The OpenAPI document.
+
+    Args:
+        api: the application.
+        shapes: all that `describe_body` was told of.
+        protected: whether ranking needs the API key.
+    """
+    made: dict[str, Any] = get_openapi(
+        title=api.title, version=api.version, description=api.description, routes=api.routes
+    )
     components = made.setdefault("components", {})
     operations = [operation for path in made["paths"].values() for operation in path.values()]
-    shapes = [shape for operation in operations for shape in operation.pop("x-shapes", [])]
     _, definitions = models_json_schema([(s, "validation") for s in shapes], ref_template=_REF)
     components.setdefault("schemas", {}).update(definitions.get("$defs", {}))
     if protected:
@@ -74,5 +75,4 @@ def document(api: FastAPI, protected: bool) -> dict[str, Any]:
         for operation in operations:
             if "rank" in operation["tags"] or "search" in operation["tags"]:
                 operation["security"] = [{"key": []}]
-    api.openapi_schema = dict(made)
-    return api.openapi_schema
+    return made

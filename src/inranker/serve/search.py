@@ -12,7 +12,7 @@ from pydantic import Field
 
 from inranker.collection import Documents
 from inranker.retrieve.bm25 import BM25
-from inranker.serve.dialect import QueryText, RankRequest, Shape
+from inranker.serve.dialect import WHOLE, QueryText, RankRequest, Shape
 from inranker.serve.metrics import logger
 from inranker.serve.problem import Kind, RequestError
 from inranker.serve.ranking import RankingService
@@ -27,7 +27,7 @@ class SearchRequest(Shape):
     """A search: how many of BM25's documents are reranked is the caller's choice."""
 
     query: Annotated[QueryText, Field(max_length=1000)]
-    depth: Annotated[int, Field(ge=1, le=MAX_DEPTH)] = 50
+    depth: Annotated[int, Field(ge=1, le=MAX_DEPTH), WHOLE] = 50
     teacher: Annotated[bool, Field(description="also rank with the teacher, if the server has one")] = False
 
 

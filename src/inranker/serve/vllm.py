@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, RootModel
 
-from inranker.serve.dialect import Dialect, Outcome, QueryText, RankRequest, Shape, Text, validate
+from inranker.serve.dialect import WHOLE, Dialect, Outcome, QueryText, RankRequest, Shape, Text, validate
 from inranker.serve.jina import Usage
 from inranker.serve.problem import Kind, RequestError
 
@@ -21,8 +21,8 @@ class _ScoreOptions(Shape):
 
     model: Annotated[str | None, Field(description="any name: this server ranks with one model")] = None
     use_activation: Annotated[bool | None, Field(description="false: margins in place of probabilities")] = None
-    max_tokens_per_doc: Annotated[int, Field(ge=0, description="0: no cut")] = 0
-    priority: int = 0
+    max_tokens_per_doc: Annotated[int, Field(ge=0, description="0: no cut"), WHOLE] = 0
+    priority: Annotated[int, WHOLE] = 0
 
 
 class ScoreQueriesDocuments(_ScoreOptions):
