@@ -10,7 +10,7 @@ import pytest
 from inranker.serve.app import AppSettings, build_app
 from serve_helpers import application, live, one_collection, ranking_service
 
-# That as many queries as documents must be given is beyond what a schema can say: refusing valid data is no fault there.
+# That as many queries as documents must be given is beyond what a schema can say: refusing valid data is right there.
 RUNS = [["--exclude-path=/score"], ["--include-path=/score", "--exclude-checks=positive_data_acceptance"]]
 
 

@@ -263,7 +263,7 @@ class _Application:
     def _add_page(self) -> None:
         for path, (name, media_type) in _PAGE.items():
             content = resources.files("inranker.serve").joinpath("page", name).read_bytes()
-            self.api.add_route(path, _fixed(content, media_type), include_in_schema=False)
+            self.api.add_api_route(path, _fixed(content, media_type), include_in_schema=False)
 
     def _post(
         self,
