@@ -14,6 +14,7 @@ from conftest import WORDS
 from inranker.errors import ModelError
 from inranker.sequence import ModelSettings
 from inranker.sequence_t5 import t5_sequences
+from inranker.t5.fused import FusedT5
 from inranker.t5.model import MonoT5, load_t5, position_bias, relative_buckets
 
 VARIANTS = ["v1.0", "v1.1", "mt5", "portuguese"]
@@ -163,3 +164,19 @@ def test_other_models_are_refused(tiny_encoder: Path, tiny_t5: Callable[[str], P
 def test_wo_of_a_bare_module_is_untouched_in_fp32() -> None:
     model = T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
     assert all(p.dtype == torch.float32 for p in MonoT5(model, 3, 4).parameters())
+
+
+@pytest.mark.parametrize("variant", ["v1.0", "v1.1", "mt5"])
+def test_the_fused_encoder_scores_alike(tiny_t5: Callable[[str], Path], variant: str) -> None:
+    module, tokenizer, settings = load_t5(tiny_t5(variant))
+    long = [(WORDS[0], " ".join(WORDS * 8)), *PAIRS]  # beyond the furthest distance that has its own bucket
+    sequences = t5_sequences(tokenizer, settings, module.model.config.model_type).pairs(long)
+    ids, mask = padded([s.input_ids for s in sequences])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            FusedT5(module.eval(), compiled=False)(ids, mask), module(ids, mask), atol=1e-4, rtol=0
+        )
+    half, _, _ = load_t5(tiny_t5(variant), dtype=torch.bfloat16)
+    with torch.no_grad():
+        scores, rough = module(ids, mask), FusedT5(half.eval(), compiled=False)(ids, mask)
+    assert (scores - rough).abs().max() < 0.1 * scores.std()

@@ -63,7 +63,10 @@ class MonoT5(nn.Module):
     def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Raw logits, float32 [n, 2], columns (false, true)."""
         mask = attention_mask.bool()
-        state = self.decode(self.encode(input_ids, mask), mask)
+        return self.answer(self.decode(self.encode(input_ids, mask), mask))
+
+    def answer(self, state: Tensor) -> Tensor:
+        """Raw logits [n, 2] of the decoder's states [n, d_model], in fp32."""
         rows = self.model.lm_head.weight[self.answers].float()
         return (state.float() * self.head_scale) @ rows.T
 
