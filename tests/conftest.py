@@ -163,3 +163,61 @@ def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random two-layer Llama that writes nothing but `WORDS`: its queries find documents made of them."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-writer")
+    pieces = ["<pad>", "<unk>", "<s>", "</s>", *WORDS]
+    tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(pieces),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.2,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """BEIR folder: 64 documents of `WORDS`, 24 training and 12 test queries, each judged against one or two documents."""
+    import json
+    import random
+
+    folder = tmp_path_factory.mktemp("tiny-collection")
+    (folder / "qrels").mkdir()
+    rng = random.Random(0)
+    documents = [rng.choices(WORDS, k=rng.randint(6, 30)) for _ in range(64)]
+    with (folder / "corpus.jsonl").open("w") as file:
+        for number, words in enumerate(documents):
+            line = {"_id": f"d{number}", "title": words[0], "text": " ".join(words)}
+            file.write(json.dumps(line) + "\n")
+    queries = []
+    for split, count in (("train", 24), ("test", 12)):
+        with (folder / "qrels" / f"{split}.tsv").open("w") as file:
+            file.write("query-id\tcorpus-id\tscore\n")
+            for number in range(count):
+                sources = rng.sample(range(64), rng.randint(1, 2))
+                words = [w for source in sources for w in rng.choices(documents[source], k=3)]
+                queries.append({"_id": f"{split}{number}", "text": " ".join(words)})
+                file.writelines(f"{split}{number}\td{source}\t1\n" for source in sources)
+    (folder / "queries.jsonl").write_text("".join(json.dumps(q) + "\n" for q in queries))
+    return folder

@@ -219,14 +219,10 @@ class ExportSettings(Settings):
 
 
 class SupervisedSettings(Settings):
-    """Phase 1's queries. `collection` None: the run's own documents, with the queries of `split`.
-
-    `questions` names queries in place of the collection's own: the shipped set for `pythondocs`.
-    """
+    """Phase 1's queries. `collection` None: the run's own documents, with the queries of `split`."""
 
     collection: CollectionSettings | None = None
     split: str = "train"
-    questions: str | None = None
     queries: int | None = Field(None, description="how many (seeded sample); None: all")
     negatives: NegativeSettings = NegativeSettings()
 

@@ -118,6 +118,8 @@ def run_recipe(
 
     with quiet_libraries():
         results = run(recipe, folder, first=first, last=last, progress=progress, notify=_print_stage)
+    if all(result.reused for result in results):
+        print("Nothing had to be done: all of it was there already, from the same settings and inputs.")
     if any(result.stage == "evaluate" for result in results):
         from inranker.cli.table import print_results
 

@@ -39,15 +39,17 @@ class Meter:
     @property
     def rate(self) -> float | None:
         """Items a second; None before anything was timed."""
-        (start, before), (_, after) = self._recent[0], self._recent[-1]
-        seconds = self._clock() - start
-        return (after - before) / seconds if after > before and seconds > 0 else None
+        # Up to the last finished item: work that ends in large pieces is no slower between two of them.
+        (start, before), (end, after) = self._recent[0], self._recent[-1]
+        return (after - before) / (end - start) if after > before and end > start else None
 
     @property
     def seconds_left(self) -> float | None:
         """Seconds to the end at the present rate; None where that is unknown."""
         rate = self.rate
-        return max(self.total - self.done, 0) / rate if self.total is not None and rate else None
+        if self.total is None or not rate:
+            return None
+        return max((self.total - self.done) / rate - (self._clock() - self._recent[-1][0]), 0)
 
     @property
     def seconds(self) -> float:

@@ -63,8 +63,13 @@ def _read(settings: CollectionSettings, progress: Progress) -> Collection:
     source = settings.source
     if source == "pythondocs":
         from inranker.collection.pythondocs import read_pythondocs
+        from inranker.collection.questions import read_questions
 
-        return Collection(source, Documents.of(read_pythondocs()))
+        documents = Documents.of(read_pythondocs())
+        if settings.split not in ("train", "test"):
+            raise InputError(f"pythondocs has no split {settings.split!r}; its questions are in train and test")
+        asked = read_questions(settings.split, documents.contents)
+        return Collection(source, documents, asked.queries, asked.qrels, notes=asked.notes)
     if source.startswith(_IR_DATASETS):
         from inranker.collection.irds import read_ir_dataset
 

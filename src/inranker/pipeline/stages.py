@@ -58,8 +58,7 @@ def collect(workspace: Workspace) -> Outcome:
     from inranker.retrieve import write_qrels
 
     folder = workspace.path("collection")
-    with workspace.progress(None, f"read {workspace.recipe.collection.source}"):
-        collection = workspace.collection
+    collection = workspace.collection
     if not len(collection.documents):
         raise InputError(f"{workspace.recipe.collection.source}: no document with text in it")
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,8 +70,7 @@ def collect(workspace: Workspace) -> Outcome:
         write_qrels(folder / "qrels.trec", collection.qrels)
         files.append("qrels.trec")
     counts = {"documents": len(collection.documents), "queries": len(collection.queries)}
-    notes = [f"{collection.skipped:,} documents without text were left out"] if collection.skipped else []
-    return Outcome(counts, files, notes)
+    return Outcome(counts, files, list(collection.notes))
 
 
 def train_teacher(workspace: Workspace) -> Outcome:
@@ -101,6 +99,11 @@ def generate(workspace: Workspace) -> Outcome:
 
     recipe, documents = workspace.recipe, workspace.documents
     folder = workspace.path("generate")
+    if recipe.generate.backend == "transformers":
+        from inranker.models import resolve
+
+        with workspace.progress(None, f"fetch {recipe.generate.model}") as advance:
+            resolve(recipe.generate.model, advance)
     chosen = min(recipe.generate.documents or len(documents), len(documents))
     with workspace.progress(chosen * recipe.generate.queries_per_document, "write queries") as advance:
         path = generate_queries(documents, recipe.generate, folder, seed=recipe.seed, progress=advance)

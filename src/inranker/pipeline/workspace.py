@@ -89,7 +89,8 @@ class Workspace:
         from inranker.collection import read_collection
 
         if settings not in self._collections:
-            self._collections[settings] = read_collection(settings)
+            with self.progress(None, f"read {settings.source}") as advance:
+                self._collections[settings] = read_collection(settings, advance)
         return self._collections[settings]
 
     @cached_property
@@ -108,10 +109,9 @@ class Workspace:
         key = documents.fingerprint
         if key not in self._indexes:
             retrieve = self.recipe.retrieve
-            with self.progress(None, f"index {len(documents):,} documents"):
-                self._indexes[key] = BM25.index(
-                    documents, language=retrieve.language or settings.language, k1=retrieve.k1, b=retrieve.b
-                )
+            language = retrieve.language or settings.language
+            with self.progress(len(documents), "index documents") as advance:
+                self._indexes[key] = BM25.index(documents, language, retrieve.k1, retrieve.b, progress=advance)
         return self._indexes[key]
 
     def documents_of(self, settings: CollectionSettings) -> Documents:
