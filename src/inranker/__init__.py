@@ -5,12 +5,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "2.0.0.dev0"
 
 if TYPE_CHECKING:
+    from inranker.compat import InRankerTrainer, T5Ranker
     from inranker.rank.reranker import Reranker
     from inranker.types import Ranked
 
-__all__ = ["Ranked", "Reranker", "__version__"]
+__all__ = ["InRankerTrainer", "Ranked", "Reranker", "T5Ranker", "__version__"]
 
-_LAZY = {"Reranker": "inranker.rank.reranker", "Ranked": "inranker.types"}
+_LAZY = {
+    "InRankerTrainer": "inranker.compat",
+    "Ranked": "inranker.types",
+    "Reranker": "inranker.rank.reranker",
+    "T5Ranker": "inranker.compat",
+}
 
 
 def __getattr__(name: str) -> Any:
