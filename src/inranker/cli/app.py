@@ -18,6 +18,7 @@ app = typer.Typer(
     name="inranker",
     help="Turn a large neural ranker into a small one that is good on your own documents, and run it anywhere.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
