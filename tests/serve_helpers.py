@@ -84,9 +84,9 @@ def client(engine: Any = None, **options: Any) -> TestClient:
 
 
 @contextlib.contextmanager
-def live(app: Any) -> Iterator[str]:
+def live(app: Any, port: int = 0) -> Iterator[str]:
     """The address of a real server around an application."""
-    listener = bind("127.0.0.1", 0)
+    listener = bind("127.0.0.1", port)
     ready = threading.Event()
     server = make_server(app, ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
