@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from inranker.generate.attention import use_shared_prefix
 from inranker.generate.decoding import Decoder, _choose
 from inranker.generate.sampling import uniforms
 from inranker.recipe import GenerateSettings
@@ -83,6 +84,14 @@ def test_small_memory_gives_the_same(model, tokens, monkeypatch):
     alone = decoder.write(decoder.prefix(prefix), rows, [5], settings, None)
     assert [t for t, _ in alone] == [t for t, _ in together]
     np.testing.assert_allclose([p for _, p in alone], [p for _, p in together], atol=1e-4)
+
+
+def test_which_models_share_the_prefix(tiny_causal):
+    model = AutoModelForCausalLM.from_pretrained(tiny_causal)
+    assert use_shared_prefix(model)
+    windowed = AutoModelForCausalLM.from_pretrained(tiny_causal)
+    windowed.config.layer_types = ["full_attention", "sliding_attention"]
+    assert not use_shared_prefix(windowed)
 
 
 def test_a_row_has_a_first_token_whatever_stops_it(model, tokens):

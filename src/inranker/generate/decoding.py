@@ -26,7 +26,7 @@ from inranker.recipe import GenerateSettings
 _CHECK_EVERY = 4
 # Rows leave when at most this share of the batch is still being written for: moving the key-values has its price.
 _COMPACT_BELOW = 0.7
-_MAX_ROWS = 1024
+_MAX_ROWS = 2048
 
 
 def precision(name: str) -> tuple[torch.dtype, torch.device]:
