@@ -1,8 +1,8 @@
 """Token sequences, built in one place and used by training, scoring and export alike.
 
 `strict` sequences keep what the model needs to work: the document is cut to fit, the query only beyond half of the
-maximum length (and counted), the closing tokens never. The settings live in the model folder, in `config.json` under the
-key `inranker`, so a model is always fed what it was trained on.
+maximum length (and counted), the closing tokens never. The settings live in the model folder, in `config.json` under
+the key `inranker`, so a model is always fed what it was trained on.
 """
 
 from __future__ import annotations
@@ -107,12 +107,22 @@ class EncoderSequences:
         self.truncated_queries += 1
         return ids[:limit]
 
+    def prefix(self, query_ids: list[int]) -> TokenSequence:
+        """What stands before the document, the same for all documents of a query."""
+        types = [0] * (len(self._head) + len(query_ids)) + self._middle_types
+        return TokenSequence([*self._head, *query_ids, *self._middle], types)
+
+    @property
+    def suffix(self) -> TokenSequence:
+        """What stands behind the document; the document's own tokens have the type of its first."""
+        return TokenSequence(self._tail, [self._second_type] * len(self._tail))
+
     def build(self, query_ids: list[int], document_ids: list[int]) -> TokenSequence:
         """The sequence of a pair from the two texts' token ids; `query_ids` have been through `cut_query`."""
         document = document_ids[: max(self.max_length - self.specials - len(query_ids), 0)]
-        ids = [*self._head, *query_ids, *self._middle, *document, *self._tail]
-        types = [0] * (len(self._head) + len(query_ids)) + self._middle_types
-        return TokenSequence(ids, types + [self._second_type] * (len(document) + len(self._tail)))
+        ids, types = self.prefix(query_ids)
+        types = [*(types or []), *[self._second_type] * (len(document) + len(self._tail))]
+        return TokenSequence([*ids, *document, *self._tail], types)
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[TokenSequence]:
         """Sequences of pairs of texts; every distinct text is tokenized once."""

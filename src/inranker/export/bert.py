@@ -47,6 +47,7 @@ class _Bert:
     def __init__(self, weights: Mapping[str, Array], config: Mapping[str, Any], opset: int) -> None:
         self.weights, self.config = weights, config
         self.graph = Graph("bert", ("input_ids", "attention_mask", "token_type_ids"), opset)
+        self.size, self.layers = config["hidden_size"], config["num_hidden_layers"]
         activation = config.get("hidden_act", "gelu")
         if activation not in _ACTIVATIONS:
             raise ModelError(f"activation {activation!r} is not known; known: {', '.join(_ACTIVATIONS)}")
@@ -55,12 +56,11 @@ class _Bert:
     def model(self) -> Any:
         g = self.graph
         self.mask = Mask(g, "attention_mask")
-        x = self._embeddings()
-        for layer in range(self.config["num_hidden_layers"] - 1):
-            x = self._layer(x, f"bert.encoder.layer.{layer}", first_only=False)
-        x = self._layer(x, f"bert.encoder.layer.{self.config['num_hidden_layers'] - 1}", first_only=True)
-        first = g.node("Squeeze", x, g.constant([1]))
-        pooled = g.node("Tanh", self._dense(first, "bert.pooler.dense"))
+        self.shape = g.node("Concat", g.node("Shape", "input_ids", start=0, end=1), g.constant([-1, self.size]), axis=0)
+        x = self._embeddings()  # from here on values are [pairs * tokens, size], so that a product takes its bias along
+        for number in range(self.layers):
+            x = self._layer(x, f"bert.encoder.layer.{number}", last=number == self.layers - 1)
+        pooled = g.node("Tanh", self._dense(x, "bert.pooler.dense"))
         return g.model(self._dense(pooled, "classifier"))
 
     def _embeddings(self) -> str:
@@ -72,29 +72,42 @@ class _Bert:
             "Slice", self._weight(f"{base}.position_embeddings.weight"), g.constant([0]), tokens, g.constant([0])
         )
         x = g.node("Add", g.node("Add", words, kinds), positions)
-        return self._norm(x, f"{base}.LayerNorm")
+        return self._norm(self._rows(x), f"{base}.LayerNorm")
 
-    def _layer(self, x: str, base: str, *, first_only: bool) -> str:
-        g = self.graph
-        mine = g.node("Gather", x, g.constant([0]), axis=1) if first_only else x
-        q = self._dense(mine, f"{base}.attention.self.query")
-        k, v = (self._dense(x, f"{base}.attention.self.{n}") for n in ("key", "value"))
-        context = self.mask.attention(q, k, v, self.config["num_attention_heads"], one_query=first_only)
-        x = self._add_norm(context, mine, f"{base}.attention.output")
+    def _layer(self, x: str, base: str, *, last: bool) -> str:
+        g, attention = self.graph, f"{base}.attention"
+        mine = g.node("Gather", self._by_pair(x), g.constant(0), axis=1) if last else x
+        q = self._dense(mine, f"{attention}.self.query")
+        # A bias of the keys adds the same to all scores of a query, which the softmax does not see; a bias of the
+        # values goes through the weighted mean unchanged, so it can be added behind it.
+        k = self._product(x, f"{attention}.self.key")
+        v = self._product(x, f"{attention}.self.value")
+        q, k, v = (self._by_pair(value) for value in (q, k, v))
+        context = self._rows(self.mask.attention(q, k, v, self.config["num_attention_heads"], one_query=last))
+        out = f"{attention}.output.dense"
+        bias = (
+            self.weights[f"{out}.bias"] + self.weights[f"{out}.weight"] @ self.weights[f"{attention}.self.value.bias"]
+        )
+        total = g.node("Add", self._product(context, out, g.weight(bias, f"{out}.bias")), mine)
+        x = self._norm(total, f"{attention}.output.LayerNorm")
         inner = g.node(self.activation, self._dense(x, f"{base}.intermediate.dense"), **self.activation_attributes)
-        return self._add_norm(inner, x, f"{base}.output")
-
-    def _add_norm(self, x: str, residual: str, base: str) -> str:
-        total = self.graph.node("Add", self._dense(x, f"{base}.dense"), residual)
-        return self._norm(total, f"{base}.LayerNorm")
+        return self._norm(g.node("Add", self._dense(inner, f"{base}.output.dense"), x), f"{base}.output.LayerNorm")
 
     def _norm(self, x: str, base: str) -> str:
         scale, bias = self._weight(f"{base}.weight"), self._weight(f"{base}.bias")
         return self.graph.node("LayerNormalization", x, scale, bias, epsilon=self.config["layer_norm_eps"])
 
     def _dense(self, x: str, base: str) -> str:
-        weight = self.graph.weight(self.weights[f"{base}.weight"].T, f"{base}.weight")
-        return self.graph.node("Add", self.graph.node("MatMul", x, weight), self._weight(f"{base}.bias"))
+        return self._product(x, base, self._weight(f"{base}.bias"))
+
+    def _product(self, x: str, base: str, *bias: str) -> str:
+        return self.graph.node("Gemm", x, self.graph.weight(self.weights[f"{base}.weight"].T, f"{base}.weight"), *bias)
+
+    def _by_pair(self, x: str) -> str:
+        return self.graph.declare(self.graph.node("Reshape", x, self.shape), ["pairs", None, self.size])
+
+    def _rows(self, x: str) -> str:
+        return self.graph.node("Reshape", x, self.graph.constant([-1, self.size]))
 
     def _weight(self, name: str) -> str:
         return self.graph.weight(self.weights[name], name)

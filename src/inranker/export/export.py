@@ -1,4 +1,4 @@
-"""Export of a Hugging Face folder for the engine."""
+"""Export of a Hugging Face folder for the engine: one graph, checked against torch, int8 behind the gate."""
 
 from __future__ import annotations
 
@@ -11,11 +11,26 @@ import numpy as np
 
 from inranker.errors import ModelError, require
 from inranker.export.bert import bert_graph
-from inranker.export.graph import save_model
+from inranker.export.gate import measure_gate
+from inranker.export.graph import Array, save_model
+from inranker.export.int8 import quantize
 from inranker.rank.folder import ModelFolder
-from inranker.store import write_json
+from inranker.rank.machine import cpu_info
+from inranker.rank.onnx_backend import FILES, OnnxBackend
+from inranker.rank.reranker import Reranker
+from inranker.store import versions, write_json
 
-_CARRIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+MAX_DIFFERENCE = 1e-3  # between torch and ONNX margins in fp32
+# Enough pairs to see a wrong graph.
+_PARITY_PAIRS = 64
+_FALLBACK_PAIRS = [
+    ("what is the capital of france", "Paris is the capital and largest city of France."),
+    ("what is the capital of france", "The banana is an elongated, edible fruit. " * 40),
+    ("heart failure", ""),
+    ("how do plants make food?", "Photosynthesis turns light, water and carbon dioxide into sugar."),
+]
+_CARRIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
+_HEAD = frozenset({"bert.pooler.dense.weight", "classifier.weight"})
 
 
 def export_model(
@@ -24,47 +39,108 @@ def export_model(
     *,
     int8: bool = True,
     pairs: Sequence[tuple[str, str]] | None = None,
+    gains: Sequence[float] | None = None,
     opset: int = 23,
 ) -> dict[str, Any]:
-    """Write `out/onnx/model.onnx` (fp32) and, where it passes, `out/onnx/model_int8.onnx`, with tokenizer, settings.
+    """Write `onnx/model.onnx` (fp32) and, where it passes the gate, `onnx/model_int8.onnx`, tokenizer and settings.
 
     Args:
-        folder: a Hugging Face folder of a one-logit ranker.
+        folder: a Hugging Face folder of a ranker.
         out: the folder to write; may be `folder` itself.
-        int8: also try int8.
-        pairs: (query, document) pairs for the checks, the documents of a query together.
-        opset: of the ONNX standard.
+        int8: also try int8; it is refused without at least 50 queries in `pairs`.
+        pairs: (query, document) pairs to check with, several documents a query.
+        gains: judgements of the pairs; None: fp32's own first ten stand in for them.
+        opset: of the ONNX standard, at least 20.
 
     Returns:
-        What is also written to `out/gate.json`.
+        The report, also written to `gate.json`: `fp32` and `int8` with their figures, `int8.refused` where it was.
 
     Raises:
         ModelError: the architecture cannot be exported, or the graph disagrees with torch.
     """
-    source = ModelFolder.open(folder)
-    out = Path(out)
-    weights = read_weights(source)
-    (out / "onnx").mkdir(parents=True, exist_ok=True)
-    if out.resolve() != source.path.resolve():
-        for name in _CARRIED:
-            if source.has(name):
-                shutil.copyfile(source.file(name), out / name)
-    save_model(bert_graph(weights, source.config, opset), out / "onnx/model.onnx")
-    report: dict[str, Any] = {"fp32": {"file": "onnx/model.onnx"}}
+    source, out = ModelFolder.open(folder), Path(out)
+    checked = list(pairs or _FALLBACK_PAIRS)
+    model = build_graph(source, opset)
+    fp32 = _scores(source, model, checked)
+    difference = _difference_from_torch(source, checked, fp32)
+    report: dict[str, Any] = {
+        "fp32": {"file": FILES["fp32"], "opset": opset, "difference_from_torch": difference},
+        "cpu": cpu_info()[0],
+        "versions": versions(),
+    }
+    small = None
+    if int8:
+        small = _quantized(source, model, opset)
+        gate = measure_gate([q for q, _ in checked], fp32, _scores(source, small, checked), gains if pairs else None)
+        report["int8"] = {"file": FILES["int8"], **gate.report()}
+    _carry(source, out)
+    save_model(model, out / FILES["fp32"])
+    if small is not None and "refused" not in report["int8"]:
+        save_model(small, out / FILES["int8"])
+    else:
+        (out / FILES["int8"]).unlink(missing_ok=True)
     write_json(out / "gate.json", report)
     return report
 
 
-def read_weights(folder: ModelFolder) -> dict[str, np.ndarray]:
-    """The folder's weights in fp32, by their Hugging Face names.
+def build_graph(folder: ModelFolder, opset: int) -> Any:
+    """The fp32 ONNX model of a folder's ranker.
 
     Raises:
-        ModelError: there are none, or the file is damaged.
+        ModelError: its architecture is not known.
     """
+    kind = folder.config.get("model_type")
+    if folder.settings.architecture == "t5":
+        from inranker.export.t5 import t5_graph
+        from inranker.t5.model import load_t5
+
+        return t5_graph(load_t5(folder.path, folder.settings)[0], folder.settings.max_length, opset=opset)
+    if kind != "bert":
+        raise ModelError(f"{folder.path}: {kind} rankers cannot be exported yet; known: bert, t5, mt5")
+    return bert_graph(_read_weights(folder), folder.config, opset)
+
+
+def _quantized(folder: ModelFolder, model: Any, opset: int) -> Any:
+    if folder.settings.architecture == "t5":
+        from inranker.export.t5 import Rowwise, t5_graph
+        from inranker.t5.model import load_t5
+
+        return t5_graph(load_t5(folder.path, folder.settings)[0], folder.settings.max_length, Rowwise(), opset)
+    return quantize(model, _HEAD)
+
+
+def _read_weights(folder: ModelFolder) -> dict[str, Array]:
     safetensors = require("safetensors", "distill")
     path = folder.file("model.safetensors")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name).float().numpy() for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+            return {name: file.get_tensor(name).float().numpy() for name in file.keys()}  # noqa: SIM118 (no dictionary)
     except (safetensors.SafetensorError, OSError) as error:
         raise ModelError(f"{path}: damaged weights: {error}") from None
+
+
+def _scores(folder: ModelFolder, model: Any, pairs: Sequence[tuple[str, str]]) -> Array:
+    backend = OnnxBackend(folder, "fp32", model=model.SerializeToString())
+    with Reranker(folder, folder.sequences(), backend) as ranker:
+        return ranker.scores(pairs)
+
+
+def _difference_from_torch(folder: ModelFolder, pairs: Sequence[tuple[str, str]], scores: Array) -> float:
+    step = max(len(pairs) // _PARITY_PAIRS, 1)
+    with Reranker.load(folder.path, "torch", precision="fp32", device="cpu") as ranker:
+        difference = float(np.abs(ranker.scores(pairs[::step]) - scores[::step]).max())
+    if not difference <= MAX_DIFFERENCE:
+        raise ModelError(
+            f"{folder.path}: the ONNX graph's scores differ from torch's by {difference:.2g} "
+            f"(at most {MAX_DIFFERENCE:g}); nothing was written"
+        )
+    return difference
+
+
+def _carry(source: ModelFolder, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    if out.resolve() == source.path.resolve():
+        return
+    for name in _CARRIED:
+        if source.has(name):
+            shutil.copyfile(source.file(name), out / name)

@@ -31,6 +31,7 @@ class Graph:
         self.opset = opset
         self._nodes: list[Any] = []
         self._weights: dict[str, Any] = {}
+        self._known: dict[str, Any] = {}
 
     def weight(self, value: Any, name: str) -> str:
         """A named constant tensor."""
@@ -51,6 +52,11 @@ class Graph:
         self._nodes.append(node)
         return names[0] if outputs == 1 else names
 
+    def declare(self, value: str, shape: list[str | int | None]) -> str:
+        """State the shape of an fp32 value where it cannot be inferred; returns its name."""
+        self._known[value] = self.onnx.helper.make_tensor_value_info(value, self.onnx.TensorProto.FLOAT, shape)
+        return value
+
     def model(self, output: str) -> Any:
         """The checked model; `output` becomes `logits`."""
         helper, types = self.onnx.helper, self.onnx.TensorProto
@@ -61,6 +67,7 @@ class Graph:
             [helper.make_tensor_value_info(name, types.INT64, ["pairs", "tokens"]) for name in self.inputs],
             [helper.make_tensor_value_info("logits", types.FLOAT, ["pairs", "labels"])],
             list(self._weights.values()),
+            value_info=list(self._known.values()),
         )
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(
@@ -96,7 +103,7 @@ class Mask:
         """Attention over [pairs, tokens, size] values; `one_query`: the queries are one token a pair."""
         helper = self.graph.onnx.helper
         if self.graph.opset >= 23:
-            attributes = {"q_num_heads": heads, "kv_num_heads": heads}
+            attributes: dict[str, Any] = {"q_num_heads": heads, "kv_num_heads": heads}
             plain = [helper.make_node("Attention", [q, k, v], ["unpadded"], **attributes)]
             rows = self.graph.constant([1]) if one_query else self.tokens
             padded = [

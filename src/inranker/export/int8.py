@@ -1,4 +1,15 @@
-"""int8 weights and activations for any exported graph."""
+"""int8 weights and activations for graphs whose products are over rows, [rows, in] x [in, out].
+
+How a product x W becomes one of integers, and why so (figures in docs/benchmarks.md):
+
+- Each row of x (each token) has its own scale, so a score depends on its pair alone, whatever is batched with it.
+- A few channels of a BERT's activations are ten times larger than the rest and would leave them four bits. So x is
+  first rotated, 64 channels at a time, by an orthogonal Hadamard matrix H, which spreads every channel over 64:
+  x W = (x H)(H^T W). H^T W is made once, here. The idea is QuaRot's (Ashkboos et al. 2024, arXiv 2404.00456).
+- Each column of W has its own scale. Tables of embeddings have one a row.
+
+Attention, layer norms, activations and the head stay in fp32.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +21,14 @@ import numpy as np
 from inranker.errors import require
 from inranker.export.graph import MICROSOFT, Array
 
+BLOCK = 64
+
 
 def quantize(model: Any, keep: Collection[str] = ()) -> Any:
-    """A copy of an fp32 model whose products with constant weights run in int8.
-
-    Weights: one scale a column, symmetric. Activations: unsigned, one scale a run (DynamicQuantizeLinear), which is one
-    scale a pair, since the engine runs pairs one by one: a score depends on its pair alone. Tables of embeddings:
-    one scale a row. All else stays fp32.
+    """A copy of an fp32 model whose `Gemm` nodes with constant weights, and tables read by `Gather`, are int8.
 
     Args:
-        model: an ONNX model; its `MatMul` nodes with constant weights and `Gather` nodes from tables are replaced.
+        model: an ONNX model as `Graph` writes it; the inputs of its `Gemm` nodes are [rows, in].
         keep: names of weights that stay as they are (the head's).
     """
     onnx = require("onnx", "distill")
@@ -30,97 +39,118 @@ def quantize(model: Any, keep: Collection[str] = ()) -> Any:
     return result
 
 
+def hadamard(size: int) -> Array:
+    """The orthogonal Hadamard matrix of a power of two (Sylvester's construction)."""
+    matrix = np.ones((1, 1), dtype=np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return (matrix / np.sqrt(size)).astype(np.float32)
+
+
 class _Quantizer:
     def __init__(self, onnx: Any, graph: Any, keep: set[str]) -> None:
         self.onnx, self.graph = onnx, graph
         self.weights = {w.name: w for w in graph.initializer if w.name not in keep}
-        self.activations: dict[str, list[str]] = {}
-        self.new: list[Any] = []
+        self.quantized: dict[str, tuple[str, str]] = {}
+        self.nodes: list[Any] = []
 
     def run(self) -> None:
-        readers: dict[str, list[Any]] = {}
-        for node in self.graph.node:
-            for name in _inputs_of(node):
-                readers.setdefault(name, []).append(node)
-        fused: set[str] = set()
-        for node in self.graph.node:
-            if node.name in fused:
-                continue
-            if node.op_type == "MatMul" and self._is_matrix(node.input[1]):
-                bias = self._bias_of(node, readers)
-                fused.update([bias.name] if bias is not None else [])
-                self._product(node, bias)
-            elif node.op_type == "Gather" and self._is_matrix(node.input[0], rows=1024):
+        for node in list(self.graph.node):
+            if node.op_type == "Gemm" and self._is_matrix(node.input[1]):
+                self._product(node)
+            elif node.op_type == "Gather" and self._is_matrix(node.input[0]):
                 self._table(node)
             else:
-                self.new.append(node)
-        nodes = [self.onnx.NodeProto.FromString(n.SerializeToString()) for n in self.new]
-        del self.graph.node[:]
-        self.graph.node.extend(nodes)
+                self.nodes.append(node)
+        nodes = [self.onnx.NodeProto.FromString(n.SerializeToString()) for n in self.nodes]
         used = {name for node in nodes for name in _inputs_of(node)}
-        kept = [w for w in self.graph.initializer if w.name in used]
-        kept = [self.onnx.TensorProto.FromString(w.SerializeToString()) for w in kept]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
+        kept = [w.SerializeToString() for w in self.graph.initializer if w.name in used]
+        del self.graph.node[:], self.graph.initializer[:]
+        self.graph.node.extend(nodes)
+        self.graph.initializer.extend(map(self.onnx.TensorProto.FromString, kept))
 
-    def _is_matrix(self, name: str, rows: int = 2) -> bool:
+    def _is_matrix(self, name: str) -> bool:
         weight = self.weights.get(name)
-        return weight is not None and len(weight.dims) == 2 and weight.dims[0] >= rows and weight.data_type == 1
+        return weight is not None and len(weight.dims) == 2 and weight.data_type == self.onnx.TensorProto.FLOAT
 
-    def _bias_of(self, product: Any, readers: dict[str, list[Any]]) -> Any:
-        """The addition of a constant vector that alone reads a product, or None."""
-        add = readers.get(product.output[0], [])
-        if len(add) != 1 or add[0].op_type != "Add":
-            return None
-        other = [name for name in add[0].input if name != product.output[0]]
-        is_vector = len(other) == 1 and other[0] in self.weights and len(self.weights[other[0]].dims) == 1
-        return add[0] if is_vector else None
-
-    def _product(self, node: Any, bias: Any) -> None:
-        weight = self._array(node.input[1])
-        scale = np.maximum(np.abs(weight).max(axis=0) / 127, 1e-12).astype(np.float32)
-        x, x_scale, x_zero = self._activation(node.input[0])
+    def _product(self, node: Any) -> None:
+        x, name, *bias = node.input
+        weight = self._array(name)
+        # The mixture of values that attention gives has no such channels, and attention's heads need not be mixed.
+        block = np.gcd(len(weight), BLOCK) if not _is_attention(self.graph, x) else 1
+        rotated = weight.reshape(-1, block, weight.shape[1])
+        rotated = np.einsum("cb,gcn->gbn", hadamard(block), rotated).reshape(weight.shape)
+        scale = np.maximum(np.abs(rotated).max(axis=0) / 127, 1e-12).astype(np.float32)
+        codes, row_scale = self._activation(x, len(weight), int(block))
         inputs = [
-            x,
-            self._add(f"{node.input[1]}.int8", np.rint(weight / scale).astype(np.int8)),
-            x_scale,
-            self._add(f"{node.input[1]}.scale", scale),
-            x_zero,
+            codes,
+            self._add(f"{name}.int8", np.rint(rotated / scale).astype(np.int8)),
+            self._add("one", np.float32(1)),
+            self._add(f"{name}.scale", scale),
+            self._add("middle", np.uint8(128)),
         ]
-        if bias is not None:
-            inputs += ["", *(name for name in bias.input if name != node.output[0])]
-        output = (bias or node).output[0]
-        self._node("MatMulIntegerToFloat", inputs, [output], node.name, domain=MICROSOFT)
+        output = node.output[0]
+        integers = self._node("MatMulIntegerToFloat", inputs, f"{output}.raw", domain=MICROSOFT)
+        if bias:
+            scaled = self._node("Mul", [integers, row_scale], f"{output}.scaled")
+            self._node("Add", [scaled, bias[0]], output)
+        else:
+            self._node("Mul", [integers, row_scale], output)
 
-    def _activation(self, name: str) -> list[str]:
-        """The quantised value, its scale and zero point; computed once however many products read it."""
-        if name not in self.activations:
-            outputs = [f"{name}.{part}" for part in ("int8", "scale", "zero")]
-            self._node("DynamicQuantizeLinear", [name], outputs, f"{name}.quantize")
-            self.activations[name] = outputs
-        return self.activations[name]
+    def _activation(self, x: str, size: int, block: int) -> tuple[str, str]:
+        """Rotated x as unsigned codes around 128, and the rows' scales [rows, 1]; made once for all products of x."""
+        if x not in self.quantized:
+            y = x
+            if block > 1:
+                blocks = self._node("Reshape", [x, self._ints([-1, block])], f"{x}.blocks")
+                spread = self._node("MatMul", [blocks, self._add(f"hadamard.{block}", hadamard(block))], f"{x}.spread")
+                y = self._node("Reshape", [spread, self._ints([-1, size])], f"{x}.rotated")
+            ends = [self._node(op, [y, self._ints([1])], f"{x}.{op}", keepdims=1) for op in ("ReduceMax", "ReduceMin")]
+            low = self._node("Neg", [ends[1]], f"{x}.low")
+            largest = self._node("Max", [ends[0], low, self._add("least", np.float32(1e-30))], f"{x}.largest")
+            scale = self._node("Mul", [largest, self._add("step", np.float32(1 / 127))], f"{x}.scale")
+            flat = self._node("Reshape", [scale, self._ints([-1])], f"{x}.scales")
+            rows = self._node("Shape", [flat], f"{x}.rows")
+            middle = self.onnx.numpy_helper.from_array(np.array([128], dtype=np.uint8))
+            middles = self._node("ConstantOfShape", [rows], f"{x}.middles", value=middle)
+            codes = self._node("QuantizeLinear", [y, flat, middles], f"{x}.codes", axis=0)
+            self.quantized[x] = codes, scale
+        return self.quantized[x]
 
     def _table(self, node: Any) -> None:
-        table = self._array(node.input[0])
+        name, indices = node.input
+        table, output = self._array(name), node.output[0]
         scale = np.maximum(np.abs(table).max(axis=1, keepdims=True) / 127, 1e-12).astype(np.float32)
-        name, indices, output = node.input[0], node.input[1], node.output[0]
-        integers = self._add(f"{name}.int8", np.rint(table / scale).astype(np.int8))
-        self._node("Gather", [integers, indices], [f"{output}.int8"], f"{node.name}.rows")
-        self._node("Gather", [self._add(f"{name}.scale", scale), indices], [f"{output}.scale"], f"{node.name}.scales")
-        self._node("Cast", [f"{output}.int8"], [f"{output}.float"], f"{node.name}.cast", to=self.onnx.TensorProto.FLOAT)
-        self._node("Mul", [f"{output}.float", f"{output}.scale"], [output], node.name)
+        codes = self._add(f"{name}.int8", np.rint(table / scale).astype(np.int8))
+        rows = self._node("Gather", [codes, indices], f"{output}.int8")
+        scales = self._node("Gather", [self._add(f"{name}.scale", scale), indices], f"{output}.scale")
+        floats = self._node("Cast", [rows], f"{output}.float", to=self.onnx.TensorProto.FLOAT)
+        self._node("Mul", [floats, scales], output)
 
-    def _node(self, op: str, inputs: list[str], outputs: list[str], name: str, **attributes: Any) -> None:
-        self.new.append(self.onnx.helper.make_node(op, inputs, outputs, name=name, **attributes))
+    def _node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(self.onnx.helper.make_node(op, inputs, [output], name=f"{output}.{op}", **attributes))
+        return output
 
     def _array(self, name: str) -> Array:
         return self.onnx.numpy_helper.to_array(self.weights[name])
 
+    def _ints(self, values: list[int]) -> str:
+        return self._add(f"ints_{'_'.join(map(str, values))}", np.array(values, dtype=np.int64))
+
     def _add(self, name: str, array: Any) -> str:
         if name not in self.weights:
-            self.weights[name] = self.onnx.numpy_helper.from_array(array, name)
+            self.weights[name] = self.onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
             self.graph.initializer.append(self.weights[name])
         return name
+
+
+def _is_attention(graph: Any, value: str) -> bool:
+    """Whether a value comes from attention, reshaped or not."""
+    source = {name: node for node in graph.node for name in node.output}
+    node = source.get(value)
+    while node is not None and node.op_type == "Reshape":
+        node = source.get(node.input[0])
+    return node is not None and node.op_type == "If"
 
 
 def _inputs_of(node: Any) -> list[str]:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inranker.errors import ModelError
-from inranker.rank.folder import ModelFolder
+from inranker.rank.folder import ModelFolder, Sequences
+from inranker.rank.work import Work
 from inranker.sequence import TokenSequence
 
 
@@ -22,9 +23,15 @@ class Backend(Protocol):
     batch_dependent: bool
     # Tokens that are worth handing over at once; more are cut into several passes.
     batch_tokens: int
+    # Pairs that are tokenized and sorted by length together.
+    chunk: int
 
     def margins(self, sequences: Sequence[TokenSequence]) -> NDArray[np.float32]:
         """Raw margins, float32 [n], in the order of the sequences, which may be of any number and lengths."""
+        ...
+
+    def margins_of(self, work: Work, builder: Sequences) -> NDArray[np.float32]:
+        """Raw margins, float32 [m], of the sequences that `work` describes."""
         ...
 
     def close(self) -> None:

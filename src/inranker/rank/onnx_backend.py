@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 
 from inranker.errors import ModelError
 from inranker.rank.backend import to_margins
-from inranker.rank.folder import ModelFolder
+from inranker.rank.folder import ModelFolder, Sequences
 from inranker.rank.machine import available_threads, has_int8_dot
+from inranker.rank.work import Work
 from inranker.sequence import TokenSequence
 
 FILES = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
@@ -28,17 +30,22 @@ class OnnxBackend:
 
     name = "onnx"
     batch_dependent = False
+    chunk = 1024
 
-    def __init__(self, folder: ModelFolder, precision: str, *, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: ModelFolder, precision: str, *, threads: int | None = None, model: bytes | None = None
+    ) -> None:
+        """`model`: a graph in memory in place of the folder's."""
         if precision == "auto":
             precision = "int8" if folder.has(FILES["int8"]) else "fp32"
         if precision not in FILES:
             raise ModelError(f"the onnx back-end has no precision {precision!r}; known: auto, {', '.join(FILES)}")
         self.precision = precision
-        self.path = folder.file(FILES[precision])
+        self.path = folder.path / FILES[precision] if model else folder.file(FILES[precision])
         self.threads = threads or available_threads()
         self.batch_tokens = 512 * self.threads
-        self._session = _open_session(self.path, ours=folder.has("gate.json"))
+        ours = model is not None or folder.has("gate.json")
+        self._session = _open_session(model or str(self.path), self.path, ours)
         self._inputs = {i.name for i in self._session.get_inputs()}
         unknown = self._inputs - {"input_ids", "attention_mask", "token_type_ids"}
         if unknown or "input_ids" not in self._inputs:
@@ -60,6 +67,10 @@ class OnnxBackend:
             worker.result()
         return result
 
+    def margins_of(self, work: Work, builder: Sequences) -> NDArray[np.float32]:
+        """See `Backend`."""
+        return self.margins(work.sequences(builder))
+
     def _run(self, sequence: TokenSequence) -> np.float32:
         ids = np.array([sequence.input_ids], dtype=np.int64)
         feed = {"input_ids": ids}
@@ -76,20 +87,21 @@ class OnnxBackend:
         del self._session
 
 
-def _open_session(path: object, ours: bool) -> ort.InferenceSession:
+def _open_session(source: str | bytes, path: Path, ours: bool) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    # Lengths vary, so a plan of the memory would be made anew for each. The graphs written here are faster without the
-    # session's own fusions; a foreign graph needs them.
+    # Lengths vary, so a plan of the memory would be made anew for each.
     options.enable_mem_pattern = False
     if ours:
+        # The graphs written here are faster without the session's own fusions; foreign ones need them.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if not has_int8_dot():
-        # Without VNNI the fast u8 x s8 product saturates; this asks for the exact one.
+        # Without such instructions the fast product of u8 and s8 saturates; this asks for the exact one.
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the binding's exceptions have no common base
-        raise ModelError(f"{path}: damaged or unreadable ONNX file: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{path}: damaged, or not for this version of ONNX Runtime: {reason}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -14,13 +15,11 @@ from inranker.errors import InputError, ModelError
 from inranker.rank.backend import Backend, load_backend
 from inranker.rank.folder import ModelFolder, Sequences
 from inranker.rank.fusion import fuse_scores
-from inranker.rank.inputs import clean, document_text, head_of, windows
-from inranker.sequence import TokenSequence
+from inranker.rank.inputs import document_text
+from inranker.rank.work import Tokenized, Work
 from inranker.types import Ranked
 
 Passages = Literal["truncate", "max"]
-# Pairs that are tokenized and sorted by length together: enough to fill batches well, few enough to hold in memory.
-_CHUNK = 1024
 
 
 class Reranker:
@@ -113,9 +112,17 @@ class Reranker:
         """
         _check(None, passages)
         result = np.empty(len(pairs), dtype=np.float32)
-        for start in range(0, len(pairs), _CHUNK):
-            chunk = pairs[start : start + _CHUNK]
-            result[start : start + len(chunk)] = self._score_chunk(chunk, passages)
+        tokenized = Tokenized(self.sequences, whole=passages == "max")
+        step = self.backend.chunk
+        starts = range(0, len(pairs), step)
+        with ThreadPoolExecutor(1, thread_name_prefix="inranker-tokenize") as ahead:
+            # The next chunk is tokenized while this one is scored.
+            waiting = ahead.submit(tokenized.work, pairs[:step])
+            for start in starts:
+                work = waiting.result()
+                if start + step < len(pairs):
+                    waiting = ahead.submit(tokenized.work, pairs[start + step : start + 2 * step])
+                result[start : start + step] = self._margins(work, pairs[start : start + step])
         return result
 
     def rank_many(
@@ -132,7 +139,7 @@ class Reranker:
         Requests are scored together until a chunk is full, so that short ones keep the machine busy, too.
         """
         _check(top_n, passages)
-        for waiting in _in_chunks(requests):
+        for waiting in _in_chunks(requests, self.backend.chunk):
             texts = [[document_text(d, fields, i) for i, d in enumerate(documents)] for _, documents in waiting]
             pairs = [(query, text) for (query, _), many in zip(waiting, texts, strict=True) for text in many]
             logits = self.scores(pairs, passages=passages)
@@ -147,53 +154,19 @@ class Reranker:
         scale, offset = self.folder.settings.calibration or (1.0, 0.0)
         return 1.0 / (1.0 + np.exp(-np.clip(scale * logits.astype(np.float64) + offset, -700, 700)))
 
-    def _score_chunk(self, pairs: Sequence[tuple[str, str]], passages: Passages) -> NDArray[np.float32]:
-        sequences, owners = self._sequences_of(pairs, passages)
-        margins = self.backend.margins(sequences)
-        if not np.isfinite(margins).all():
-            bad = int(owners[np.flatnonzero(~np.isfinite(margins))[0]])
+    def _margins(self, work: Work, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+        margins = self.backend.margins_of(work, self.sequences)
+        bad = np.flatnonzero(~np.isfinite(margins))
+        if bad.size:
             raise ModelError(
                 f"{self.folder.path} ({self.backend.name}, {self.backend.precision}) gave no finite number for the "
-                f"query {pairs[bad][0][:60]!r}; try precision='fp32'"
+                f"query {pairs[work.owner[bad[0]]][0][:60]!r}; try precision='fp32'"
             )
+        if len(margins) == len(pairs):
+            return margins
         result = np.full(len(pairs), -np.inf, dtype=np.float32)
-        np.maximum.at(result, owners, margins)
+        np.maximum.at(result, work.owner, margins)
         return result
-
-    def _sequences_of(
-        self, pairs: Sequence[tuple[str, str]], passages: Passages
-    ) -> tuple[list[TokenSequence], NDArray[np.int64]]:
-        """Token sequences, and for each the place of its pair: a pair has several if its document is cut in windows."""
-        builder = self.sequences
-        queries = list(dict.fromkeys(q for q, _ in pairs))
-        documents = list(dict.fromkeys(d for _, d in pairs))
-        query_ids = [builder.cut_query(ids) for ids in builder.encode([clean(q, "the query") for q in queries])]
-        by_query = dict(zip(queries, query_ids, strict=True))
-        texts = [clean(d, "a document") for d in documents]
-        by_document = dict(zip(documents, self._encode_documents(texts, passages), strict=True))
-        sequences, owners = [], []
-        for place, (query, document) in enumerate(pairs):
-            q, d = by_query[query], by_document[document]
-            spans = (
-                [(0, len(d))]
-                if passages == "truncate"
-                else windows(len(d), builder.max_length - builder.specials - len(q))
-            )
-            for start, stop in spans:
-                sequences.append(builder.build(q, d[start:stop]))
-                owners.append(place)
-        return sequences, np.asarray(owners, dtype=np.int64)
-
-    def _encode_documents(self, texts: list[str], passages: Passages) -> list[list[int]]:
-        if passages == "max":
-            return self.sequences.encode(texts)
-        room = self.sequences.max_length
-        heads = [head_of(text, room) for text in texts]
-        encoded = self.sequences.encode(heads)
-        for i, (text, head) in enumerate(zip(texts, heads, strict=True)):
-            if len(head) < len(text) and len(encoded[i]) < room:
-                encoded[i] = self.sequences.encode([text])[0]
-        return encoded
 
     def _order(
         self,
@@ -230,14 +203,14 @@ def _check(top_n: int | None, passages: str) -> None:
 
 
 def _in_chunks(
-    requests: Iterable[tuple[str, Sequence[str | Mapping[str, Any]]]],
+    requests: Iterable[tuple[str, Sequence[str | Mapping[str, Any]]]], chunk: int
 ) -> Iterator[list[tuple[str, Sequence[str | Mapping[str, Any]]]]]:
     waiting: list[tuple[str, Sequence[str | Mapping[str, Any]]]] = []
     size = 0
     for request in requests:
         waiting.append(request)
         size += len(request[1])
-        if size >= _CHUNK:
+        if size >= chunk:
             yield waiting
             waiting, size = [], 0
     if waiting:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 from inranker.batching import plan_batches
 from inranker.errors import ModelError, require
 from inranker.rank.backend import to_margins
-from inranker.rank.folder import ModelFolder
-from inranker.sequence import TokenSequence
+from inranker.rank.folder import ModelFolder, Sequences
+from inranker.rank.work import Work
+from inranker.sequence import EncoderSequences, TokenSequence
 
 
 class TorchBackend:
-    """A Hugging Face sequence classifier; bf16 on a GPU, fp32 on a CPU unless told otherwise."""
+    """A Hugging Face ranker; bf16 on a GPU, fp32 on a CPU unless told otherwise.
+
+    BERT-like rankers run without padding on a GPU (see `packed`); all else in batches sorted by length.
+    """
 
     name = "torch"
     batch_dependent = False
@@ -29,25 +33,40 @@ class TorchBackend:
         threads: int | None = None,
         device: str | None = None,
         batch_tokens: int | None = None,
+        packed: bool | None = None,
     ) -> None:
+        """`packed`: run without padding; None: where that is fast, on a GPU in half precision."""
         torch = require("torch", "distill")
         require("transformers", "distill")
         if threads is not None:
             torch.set_num_threads(threads)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        on_gpu = self.device.type == "cuda"
         if precision == "auto":
-            precision = "bf16" if self.device.type == "cuda" else "fp32"
+            precision = "bf16" if on_gpu else "fp32"
         if precision not in ("fp32", "bf16"):
             raise ModelError(f"the torch back-end has no precision {precision!r}; known: auto, fp32, bf16")
         self.precision = precision
-        self.batch_tokens = batch_tokens or (65536 if self.device.type == "cuda" else 4096)
+        self.batch_tokens = batch_tokens or (131072 if on_gpu else 4096)
+        self.chunk = 65536 if on_gpu else 1024
         self._torch = torch
         self._module = load_module(folder, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+        self._packed = folder.config.get("model_type") == "bert" and (
+            packed if packed is not None else on_gpu and precision == "bf16"
+        )
+        if self._packed:
+            from inranker.rank.packed import PackedBert
+
+            self._module = PackedBert(self._module)
         self._module.to(self.device).eval()
 
     def margins(self, sequences: Sequence[TokenSequence]) -> NDArray[np.float32]:
         """See `Backend`."""
         torch = self._torch
+        if self._packed:
+            from inranker.rank.packed import packed_sequences
+
+            return self._run_packed(len(sequences), packed_sequences(sequences, self.batch_tokens, self.device))
         result = np.empty(len(sequences), dtype=np.float32)
         with torch.inference_mode():
             for batch in plan_batches([len(s.input_ids) for s in sequences], self.batch_tokens):
@@ -55,6 +74,28 @@ class TorchBackend:
                 tensors = {k: torch.from_numpy(v).to(self.device) for k, v in inputs.items()}
                 output = self._module(**tensors)
                 result[batch] = to_margins(getattr(output, "logits", output).float().cpu().numpy())
+        return result
+
+    def margins_of(self, work: Work, builder: Sequences) -> NDArray[np.float32]:
+        """See `Backend`."""
+        if self._packed and isinstance(builder, EncoderSequences):
+            from inranker.rank.packed import Packer
+
+            batches = Packer(work, builder, self.device).batches(self.batch_tokens)
+            return self._run_packed(len(work.owner), batches)
+        return self.margins(work.sequences(builder))
+
+    def _run_packed(self, count: int, batches: Iterable[tuple[NDArray[np.int64], Any]]) -> NDArray[np.float32]:
+        """Score packed batches; the GPU is waited for once, at the end."""
+        torch = self._torch
+        places, parts = [], []
+        with torch.inference_mode():
+            for batch, packed in batches:
+                places.append(batch)
+                parts.append(self._module(packed).float())
+            result = np.empty(count, dtype=np.float32)
+            if parts:
+                result[np.concatenate(places)] = to_margins(torch.cat(parts).cpu().numpy())
         return result
 
     def close(self) -> None:
