@@ -90,6 +90,21 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_exported(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny encoder for torch and ONNX Runtime (fp32), maximum length 64, with a calibration."""
+    import shutil
+
+    from inranker.export import export_model
+    from inranker.sequence import ModelSettings
+
+    folder = tmp_path_factory.mktemp("tiny-exported") / "model"
+    shutil.copytree(tiny_encoder, folder)
+    ModelSettings(max_length=64, calibration=(0.5, -1.0)).write(folder)
+    export_model(folder, folder, int8=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random two-layer Llama whose byte-level tokenizer keeps ' true' and ' false' whole."""
     import torch

@@ -1,32 +1,19 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 
 import numpy as np
 import pytest
 
 from inranker import Reranker
 from inranker.errors import InputError
-from inranker.export import export_model
-from inranker.sequence import ModelSettings
 
 DOCUMENTS = ["paris is the capital of france", "the banana is yellow " * 20, "", "bread and cheese", "paris"]
 
 
-@pytest.fixture(scope="module")
-def exported(tiny_encoder, tmp_path_factory):
-    """A folder with weights for torch and for ONNX Runtime, and a calibration."""
-    folder = tmp_path_factory.mktemp("model") / "exported"
-    shutil.copytree(tiny_encoder, folder)
-    ModelSettings(max_length=64, calibration=(0.5, -1.0)).write(folder)
-    export_model(folder, folder, int8=False)
-    return folder
-
-
 @pytest.fixture(scope="module", params=["onnx", "torch"])
-def ranker(request, exported):
-    with Reranker.load(exported, request.param, precision="fp32") as r:
+def ranker(request, tiny_exported):
+    with Reranker.load(tiny_exported, request.param, precision="fp32") as r:
         yield r
 
 
@@ -53,9 +40,9 @@ def test_scores_do_not_depend_on_batch_mates_or_order(ranker):
     np.testing.assert_allclose(together, backwards, atol=1e-4)
 
 
-def test_back_ends_agree(exported):
+def test_back_ends_agree(tiny_exported):
     pairs = [("capital of france", d) for d in DOCUMENTS]
-    with Reranker.load(exported, "onnx") as a, Reranker.load(exported, "torch") as b:
+    with Reranker.load(tiny_exported, "onnx") as a, Reranker.load(tiny_exported, "torch") as b:
         np.testing.assert_allclose(a.scores(pairs), b.scores(pairs), atol=1e-3)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from inranker.cli import distill, evaluate, init, models, quickstart, serve, status
+from inranker.cli import bench, distill, evaluate, export, init, models, quickstart, rank, serve, status
 from inranker.errors import InputWarning, InRankerError
 
 _show_other_warning = warnings.showwarning
@@ -34,6 +34,10 @@ app.command("label")(distill.label)
 app.command("train-teacher")(distill.train_teacher)
 app.command("train")(distill.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("export")(export.export)
+app.command("rank")(rank.rank)
+app.command("rerank-run")(rank.rerank_run)
+app.command("bench")(bench.bench)
 app.command("serve")(serve.serve)
 app.add_typer(models.app, name="models")
 

@@ -1,0 +1,113 @@
+"""`inranker export`: a trained ranker to ONNX files for the engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from inranker.cli.progress import progress
+from inranker.errors import InputError
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A Hugging Face folder of a ranker, or a name.", metavar="MODEL")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write. [default: MODEL itself]", metavar="DIR", show_default=False),
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8/--no-int8", help="Also try int8, behind the gate.")] = True,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON lines with `query` and `documents` (a list), or `query` and `document`: what the checks run on. "
+            "int8 needs at least 50 queries of your kind.",
+            metavar="FILE",
+        ),
+    ] = None,
+    collection: Annotated[
+        str | None,
+        typer.Option(help="In place of --pairs: a collection's own queries with BM25's documents.", metavar="DIR"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="With --collection: whose queries.")] = "test",
+    opset: Annotated[
+        int, typer.Option(min=20, help="Opset of the ONNX standard; 20 for ONNX Runtime before 1.23.")
+    ] = 23,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Write a ranker for the engine: onnx/model.onnx, and onnx/model_int8.onnx where it passes its gate.
+
+    The fp32 graph is compared with torch. int8 is refused, with the figures, when its rankings are too far from fp32's:
+    mean Kendall tau under 0.95, or nDCG@10 lower by more than 0.005, over at least 50 queries. The report is kept in
+    gate.json beside the model.
+
+    Examples:
+
+      inranker export runs/mine/train/student --out my-ranker --collection data/scifact
+    """
+    from inranker.export import export_model
+
+    if pairs is not None and collection is not None:
+        raise InputError("give --pairs or --collection, not both")
+    folder = _folder(model)
+    chosen = _read_pairs(pairs) if pairs else _from_collection(collection, split) if collection else None
+    with progress(None, "export"):
+        report = export_model(folder, out or folder, int8=int8, pairs=chosen, opset=opset)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(report, out or folder)
+
+
+def _folder(model: str) -> Path:
+    if Path(model).is_dir():
+        return Path(model)
+    from inranker.models import resolve
+
+    return resolve(model)
+
+
+def _read_pairs(path: Path) -> list[tuple[str, str]]:
+    pairs = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            documents = row["documents"] if "documents" in row else [row["document"]]
+            pairs += [(row["query"], document) for document in documents]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise InputError.at(path, number, "not a JSON object with `query` and `documents`") from None
+    return pairs
+
+
+def _from_collection(source: str, split: str, queries: int = 100, depth: int = 30) -> list[tuple[str, str]]:
+    from inranker.collection import read_collection
+    from inranker.recipe import CollectionSettings
+    from inranker.retrieve import BM25
+    from inranker.store import fingerprint
+
+    read = read_collection(CollectionSettings.model_validate({"source": source, "split": split}))
+    chosen = sorted(read.queries, key=lambda query: fingerprint(query.id))[:queries]
+    run = BM25.index(read.documents, "en").search(chosen, depth)
+    contents = read.contents
+    return [(query.text, contents[d.document_id]) for query in chosen for d in run.get(query.id, [])]
+
+
+def _print(report: dict[str, Any], out: Path) -> None:
+    fp32 = report["fp32"]
+    print(f"{out / fp32['file']}: fp32, differs from torch by at most {fp32['difference_from_torch']:.1e}")
+    if "int8" not in report:
+        return
+    gate = report["int8"]
+    if "refused" in gate:
+        print(f"int8 refused: {gate['refused']}")
+    else:
+        print(
+            f"{out / gate['file']}: int8, Kendall tau {gate['kendall']:.4f} (lowest {gate['kendall_lowest']:.4f}), "
+            f"nDCG@10 lower by {gate['ndcg_difference']:.4f}, over {gate['queries']} queries"
+        )
