@@ -53,8 +53,12 @@ def serving(model, *options):
 
 def workers_of(process):
     """The processes that rank: children that are not helpers of multiprocessing."""
-    children = psutil.Process(process.pid).children()
-    return [c for c in children if "spawn_main" in " ".join(c.cmdline())]
+    found = []
+    for child in psutil.Process(process.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # so is one that ended and was not waited for yet
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def eventually(check, seconds=30.0):
