@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from inranker.t5.model import MonoT5
 
 _MASKED = -1e30
+_BLOCK = 128
 
 
 class Precise:
@@ -27,8 +28,12 @@ class Precise:
         """Product of x [rows, in] and weight [in, out]."""
         return graph.node("MatMul", x, graph.weight(weight, name))
 
-    def output(self, graph: Graph, x: str, weight: Array, name: str) -> str:
-        """The product of a feed-forward block's second matrix, `wo`."""
+    def output(self, graph: Graph, x: str, weight: Array, name: str, positive: bool) -> str:
+        """The product of a feed-forward block's second matrix, `wo`; `positive`: x has no negative values."""
+        return self.product(graph, x, weight, name)
+
+    def step(self, graph: Graph, x: str, weight: Array, name: str) -> str:
+        """A product in the decoder, where x has one row a pair."""
         return self.product(graph, x, weight, name)
 
     def lookup(self, graph: Graph, ids: str, table: Array, name: str) -> str:
@@ -41,10 +46,12 @@ class Precise:
 
 
 class Rowwise(Precise):
-    """Weights in int8 with a scale for each output, inputs in int8 with a scale for each token.
+    """Int8 where the time goes, and on disk everywhere.
 
-    A token's scale is its own largest magnitude, so a score does not depend on its batch mates.
-    `half_output` keeps `wo`, whose inputs have the largest outliers, in fp16 on disk and fp32 in memory.
+    Encoder: weights with a scale for each output, inputs with a scale for each token, its own largest magnitude, so a
+    score does not depend on batch mates. Decoder: weights alone, in blocks; one token a pair takes no time, and half of
+    all error came from its inputs. `half_output` keeps `wo`, whose inputs have the largest outliers, in fp16 on disk
+    and fp32 in memory.
     """
 
     def __init__(self, half_output: bool = False) -> None:
@@ -53,26 +60,33 @@ class Rowwise(Precise):
 
     def product(self, graph: Graph, x: str, weight: Array, name: str) -> str:
         """See `Precise`."""
-        codes, scales = quantize_rows(weight.T)
-        one, middle = graph.weight(np.float32(1), "one"), graph.weight(np.uint8(128), "middle")
-        quantized, row_scales = self._inputs(graph, x)
-        product = graph.node(
-            "MatMulIntegerToFloat",
-            quantized,
-            graph.weight(codes.T, f"{name}.int8"),
-            one,
-            graph.weight(scales, f"{name}.scale"),
-            middle,
-            domain=MICROSOFT,
-        )
-        return graph.node("Mul", product, row_scales)
+        return self._product(graph, x, weight, name, positive=False)
 
-    def output(self, graph: Graph, x: str, weight: Array, name: str) -> str:
+    def output(self, graph: Graph, x: str, weight: Array, name: str, positive: bool) -> str:
         """See `Precise`."""
-        if not self.half_output:
-            return self.product(graph, x, weight, name)
-        stored = graph.weight(weight.astype(np.float16), f"{name}.fp16")
-        return graph.node("MatMul", x, graph.node("Cast", stored, to=graph.onnx.TensorProto.FLOAT))
+        if self.half_output:
+            stored = graph.weight(weight.astype(np.float16), f"{name}.fp16")
+            return graph.node("MatMul", x, graph.node("Cast", stored, to=graph.onnx.TensorProto.FLOAT))
+        return self._product(graph, x, weight, name, positive)
+
+    def step(self, graph: Graph, x: str, weight: Array, name: str) -> str:
+        """See `Precise`."""
+        inputs, outputs = weight.shape
+        padded = np.zeros((outputs, -(-inputs // _BLOCK) * _BLOCK), np.float32)
+        padded[:, :inputs] = weight.T
+        codes, scales = quantize_rows(padded.reshape(-1, _BLOCK))
+        return graph.node(
+            "MatMulNBits",
+            x,
+            graph.weight((codes.astype(np.int16) + 128).astype(np.uint8).reshape(outputs, -1, _BLOCK), f"{name}.int8"),
+            graph.weight(scales.reshape(outputs, -1), f"{name}.scale"),
+            domain=MICROSOFT,
+            K=inputs,
+            N=outputs,
+            bits=8,
+            block_size=_BLOCK,
+            accuracy_level=1,  # inputs stay in fp32
+        )
 
     def lookup(self, graph: Graph, ids: str, table: Array, name: str) -> str:
         """See `Precise`."""
@@ -85,28 +99,43 @@ class Rowwise(Precise):
         """See `Precise`."""
         codes, scales = quantize_rows(value)
         stored, scale = graph.weight(codes, f"{name}.int8"), graph.weight(scales, f"{name}.scale")
-        return graph.node(
-            "DequantizeLinear", stored, scale, graph.weight(np.zeros(len(scales), np.int8), f"{name}.zero"), axis=0
-        )
+        zeros = graph.weight(np.zeros(len(scales), np.int8), f"{name}.zero")
+        return graph.node("DequantizeLinear", stored, scale, zeros, axis=0)
 
-    def _inputs(self, graph: Graph, x: str) -> tuple[str, str]:
-        """Codes of x [rows, in], uint8 around 128, and scales [rows, 1]; found once for all products of x."""
+    def _product(self, graph: Graph, x: str, weight: Array, name: str, positive: bool) -> str:
+        codes, scales = quantize_rows(weight.T)
+        quantized, row_scales = self._inputs(graph, x, positive)
+        product = graph.node(
+            "MatMulIntegerToFloat",
+            quantized,
+            graph.weight(codes.T, f"{name}.int8"),
+            graph.weight(np.float32(1), "one"),
+            graph.weight(scales, f"{name}.scale"),
+            graph.weight(np.uint8(0 if positive else 128), "bottom" if positive else "middle"),
+            domain=MICROSOFT,
+        )
+        return graph.node("Mul", product, row_scales)
+
+    def _inputs(self, graph: Graph, x: str, positive: bool) -> tuple[str, str]:
+        """Codes of x [rows, in], uint8, and scales [rows, 1]; found once for all products of x."""
         if x not in self._quantized:
             axis = graph.constant([1])
-            largest = graph.node(
-                "Max",
-                graph.node("ReduceMax", x, axis, keepdims=1),
-                graph.node("Neg", graph.node("ReduceMin", x, axis, keepdims=1)),
-                graph.weight(np.float32(1e-30), "least"),  # a row of zeros
-            )
-            scales = graph.node("Mul", largest, graph.weight(np.float32(1 / 127), "step"))
-            middles = graph.node(
+            largest = graph.node("ReduceMax", x, axis, keepdims=1)
+            least = graph.weight(np.float32(1e-30), "least")  # for a row of zeros
+            if positive:
+                largest = graph.node("Max", largest, least)
+            else:
+                smallest = graph.node("Neg", graph.node("ReduceMin", x, axis, keepdims=1))
+                largest = graph.node("Max", largest, smallest, least)
+            steps = graph.weight(np.float32(1 / 255 if positive else 1 / 127), "step_255" if positive else "step_127")
+            scales = graph.node("Mul", largest, steps)
+            zeros = graph.node(
                 "ConstantOfShape",
                 graph.node("Shape", x, start=0, end=1),
-                value=graph.onnx.numpy_helper.from_array(np.array([128], np.uint8)),
+                value=graph.onnx.numpy_helper.from_array(np.array([0 if positive else 128], np.uint8)),
             )
             flat = graph.node("Reshape", scales, graph.constant([-1]))
-            self._quantized[x] = graph.node("QuantizeLinear", x, flat, middles, axis=0), scales
+            self._quantized[x] = graph.node("QuantizeLinear", x, flat, zeros, axis=0), scales
         return self._quantized[x]
 
 
@@ -222,9 +251,9 @@ class _T5:
             if i > 0:
                 y, normed = self._norm(y, added, own.layer_norm, f"decoder.{i}.norm")
                 both = _array(own.SelfAttention.o.weight) @ _array(own.SelfAttention.v.weight)
-                added = numbers.product(g, normed, both.T, f"decoder.{i}.self")
+                added = numbers.step(g, normed, both.T, f"decoder.{i}.self")
                 y, normed = self._norm(y, added, cross.layer_norm, f"decoder.{i}.norm_cross")
-                query = numbers.product(g, normed, _array(attention.q.weight).T, f"decoder.{i}.q")
+                query = numbers.step(g, normed, _array(attention.q.weight).T, f"decoder.{i}.q")
                 query = g.node("Reshape", query, self._by_pairs(self.heads, -1))
                 query = self._each_head(query, _array(attention.k.weight), f"decoder.{i}.k")
             weights = g.node("Softmax", g.node("Add", g.node("MatMul", query, turned), hidden), axis=-1)
@@ -232,9 +261,9 @@ class _T5:
             mixed = g.node("MatMul", weights, states)
             mixed = self._each_head(mixed, values.reshape(-1, values.shape[-1]), f"decoder.{i}.v")
             mixed = g.node("Reshape", mixed, self._by_pairs(attention.inner_dim))
-            added = numbers.product(g, mixed, _array(attention.o.weight).T, f"decoder.{i}.o")
+            added = numbers.step(g, mixed, _array(attention.o.weight).T, f"decoder.{i}.o")
             y, normed = self._norm(y, added, feed.layer_norm, f"decoder.{i}.norm_feed")
-            added = self._feed(normed, feed.DenseReluDense, f"decoder.{i}")
+            added = self._feed(normed, feed.DenseReluDense, f"decoder.{i}", decoder=True)
         return self._norm(y, added, self.t5.decoder.final_layer_norm, "decoder.norm")[1]
 
     def _before_the_document(self) -> tuple[Array, Array]:
@@ -261,15 +290,20 @@ class _T5:
         product = g.node("MatMul", g.node("Transpose", x, perm=[1, 0, 2]), stacked)
         return g.node("Transpose", product, perm=[1, 0, 2])
 
-    def _feed(self, x: str, layer: Any, name: str) -> str:
+    def _feed(self, x: str, layer: Any, name: str, decoder: bool = False) -> str:
         """A feed-forward block, without its norm and residual."""
         g, numbers = self.graph, self.numbers
+        product = numbers.step if decoder else numbers.product
         if self.config.is_gated_act:
-            inner = self._activation(numbers.product(g, x, _array(layer.wi_0.weight).T, f"{name}.wi_0"))
-            inner = g.node("Mul", inner, numbers.product(g, x, _array(layer.wi_1.weight).T, f"{name}.wi_1"))
+            inner = self._activation(product(g, x, _array(layer.wi_0.weight).T, f"{name}.wi_0"))
+            inner = g.node("Mul", inner, product(g, x, _array(layer.wi_1.weight).T, f"{name}.wi_1"))
         else:
-            inner = self._activation(numbers.product(g, x, _array(layer.wi.weight).T, f"{name}.wi"))
-        return numbers.output(g, inner, _array(layer.wo.weight).T, f"{name}.wo")
+            inner = self._activation(product(g, x, _array(layer.wi.weight).T, f"{name}.wi"))
+        output = _array(layer.wo.weight).T
+        if decoder:
+            return numbers.step(g, inner, output, f"{name}.wo")
+        positive = self.config.dense_act_fn == "relu" and not self.config.is_gated_act
+        return numbers.output(g, inner, output, f"{name}.wo", positive)
 
     def _activation(self, x: str) -> str:
         act = self.config.dense_act_fn
