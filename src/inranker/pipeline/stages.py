@@ -217,12 +217,12 @@ def export(workspace: Workspace) -> Outcome:
     )
 
 
-def export_pairs(workspace: Workspace, queries: int = 100) -> list[tuple[str, str]]:
+def export_pairs(workspace: Workspace, queries: int = 60, candidates_each: int = 12) -> list[tuple[str, str]]:
     """(query, document) pairs of the run's synthetic queries for the export's checks, a query's documents together."""
     texts, contents = {q.id: q.text for q in workspace.synthetic}, workspace.documents.contents
     candidates = workspace.candidates("synthetic")
     chosen = sorted(candidates, key=lambda query: fingerprint(workspace.recipe.seed, query))[:queries]
-    return [(texts[query], contents[d]) for query in chosen for d in candidates[query]]
+    return [(texts[query], contents[d]) for query in chosen for d in candidates[query][:candidates_each]]
 
 
 def training_queries(workspace: Workspace, kind: str) -> tuple[dict[str, str], Mapping[str, str]]:
