@@ -215,7 +215,7 @@ def test_gguf(tmp_path, monkeypatch):
     monkeypatch.setenv("INRANKER_CACHE", str(tmp_path / "cache"))
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=6, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=7, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=False, initializer_range=0.3,
     )  # fmt: skip
     model = Qwen2ForCausalLM(config).eval()
@@ -232,9 +232,9 @@ def test_gguf(tmp_path, monkeypatch):
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["a", "b", "ab", "Ġ", "<s>", "</s>"])
-    writer.add_token_types([1, 1, 1, 1, 3, 3])
-    writer.add_token_merges(["a b"])
+    writer.add_token_list(["a", "b", "ab", "Ġ", "<s>", "</s>", "aba"])
+    writer.add_token_types([1, 1, 1, 1, 3, 3, 1])
+    writer.add_token_merges(["a b", "ab a"])
     writer.add_bos_token_id(4)
     writer.add_eos_token_id(5)
     names = {

@@ -73,14 +73,34 @@ class GrowingLayer(DynamicLayer):
         self._keys[rows, :, start : self.length] = keys
         self._values[rows, :, start : self.length] = values
 
-    def read(self, start: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values from column `start` to the last filled one."""
-        return self._keys[:, :, start : self.length], self._values[:, :, start : self.length]
-
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows of the batch alone."""
         self._keys, self._values = self._keys[rows], self._values[rows]
         self.fill(self.length)
+
+
+class ReadingLayer(DynamicLayer):
+    """A layer's key-values while rows are read behind a prefix: only their `own` are kept.
+
+    The prefix is repeated for all rows of one layer at a time, not for all layers at once.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.dtype, self.device = keys.dtype, keys.device
+        self.is_initialized = True
+        self.keys, self.values = self._prefix = keys, values
+        self.own = (keys[:, :, :0], values[:, :, :0])
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep the rows' key-values; gives them behind the prefix's."""
+        self.own = (key_states, value_states)
+        rows = key_states.shape[0]
+        pairs = zip(self._prefix, self.own, strict=True)
+        keys, values = (torch.cat([prefix.expand(rows, -1, -1, -1), own], 2) for prefix, own in pairs)
+        return keys, values
 
 
 @dataclass(frozen=True)
@@ -150,12 +170,12 @@ class Decoder:
         return 0 if self._shares else prefix.length
 
     def _column_budget(self, prefix: Prefix) -> int:
-        """Columns of key-values that a batch may hold: a quarter of a GPU's memory, 1 GiB on a CPU.
+        """Columns of key-values that a batch may hold: a quarter of a GPU's memory, 512 MiB on a CPU.
 
         Total, not free memory: the batches must be the same when a stopped run goes on.
         """
         column = sum(t.shape[1] * t.shape[3] * t.element_size() for layer in prefix.layers for t in layer)
-        memory = 1 << 30
+        memory = 1 << 29
         if self.device.type == "cuda":
             memory = torch.cuda.get_device_properties(self.device).total_memory // 4
         return memory // column
@@ -229,12 +249,12 @@ class Decoder:
             for line, i in enumerate(part):
                 ids[line, wide - lengths[i] :] = rows[i]
                 own[line, wide - lengths[i] :] = 1
-            small = self._buffers(prefix, len(part), prefix.length, prefix.length + wide)
+            reading = [ReadingLayer(*pair) for pair in prefix.layers]
             own_mask = torch.from_numpy(own).to(device)
             part_mask = torch.cat([torch.ones(len(part), prefix.length, dtype=torch.long, device=device), own_mask], 1)
             positions = prefix.length + (own_mask.cumsum(1) - 1).clamp(min=0)
             part_logits = self._forward(
-                torch.from_numpy(ids).to(device), part_mask, positions, Cache(layers=list(small))
+                torch.from_numpy(ids).to(device), part_mask, positions, Cache(layers=list(reading))
             )
             where = torch.from_numpy(part).to(device)
             if logits is None:
@@ -242,8 +262,8 @@ class Decoder:
             logits[where] = part_logits
             mask[where, copied:width] = 0
             mask[where, width - wide : width] = own_mask
-            for layer, filled in zip(layers, small, strict=True):
-                layer.write(where, width - wide, *filled.read(prefix.length))
+            for layer, read in zip(layers, reading, strict=True):
+                layer.write(where, width - wide, *read.own)
         assert logits is not None
         return layers, mask, logits
 
