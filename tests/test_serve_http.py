@@ -95,14 +95,36 @@ def test_the_cohere_client_is_told_to_come_back():
 # The same scores as without a server
 
 
-def test_scores_are_those_of_the_reranker_whatever_the_load(tiny_encoder):
+@pytest.fixture(scope="module")
+def models(tiny_encoder, tiny_t5, tmp_path_factory):
+    """Folders of small rankers: an encoder for torch, the same as ONNX in both precisions, a T5."""
+    from inranker.export import export_model
+    from inranker.export.export import build_graph
+    from inranker.export.graph import save_model
+    from inranker.export.int8 import quantize
+    from inranker.rank.folder import ModelFolder
+
+    exported = tmp_path_factory.mktemp("models") / "onnx"
+    export_model(tiny_encoder, exported, int8=False)
+    # The gate refuses a random model's int8; here only its independence of the load matters.
+    save_model(
+        quantize(build_graph(ModelFolder.open(tiny_encoder), 23), frozenset()), exported / "onnx/model_int8.onnx"
+    )
+    return {"encoder": tiny_encoder, "onnx": exported, "t5": tiny_t5("v1.0")}
+
+
+@pytest.mark.parametrize(
+    "name, backend, precision",
+    [("encoder", "torch", "fp32"), ("onnx", "onnx", "fp32"), ("onnx", "onnx", "int8"), ("t5", "torch", "fp32")],
+)
+def test_scores_are_those_of_the_reranker_whatever_the_load(models, name, backend, precision):
     rng = np.random.default_rng(0)
     words = np.array(["kaban", "lodel", "mifir", "nugol", "pehus", "rajam", "toban", "sidel"])
     asked = [
         {"query": " ".join(rng.choice(words, 3)), "documents": [" ".join(rng.choice(words, n)) for n in lengths]}
-        for lengths in (rng.integers(1, 150, size) for size in rng.integers(1, 30, 24))
+        for lengths in (rng.integers(1, 150, size) for size in rng.integers(1, 20, 16))
     ]
-    with Reranker.load(tiny_encoder, "torch", batch_tokens=512) as reranker:
+    with Reranker.load(models[name], backend, precision=precision, batch_tokens=512) as reranker:
         expected = [reranker.rank(a["query"], a["documents"]) for a in asked]
         service = ranking_service(RerankerEngine(reranker, "tiny"))
 

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inranker.errors import ModelError
-from inranker.rank.inputs import clean, head_of
+from inranker.rank.inputs import clean
 from inranker.rank.reranker import Reranker
+from inranker.rank.work import Tokenized
 from inranker.types import Pair, Teacher
 
 
@@ -79,27 +80,21 @@ class RerankerEngine:
         keep: Literal["head", "tail"] = "head",
     ) -> list[Item]:
         """See `Engine`; the sequences are those of `Reranker.scores` unless a document is cut on request."""
-        build = self.sequences.build
-        raw_query = self.sequences.encode([clean(query, "the query")])[0]
-        query_ids = self.sequences.cut_query(raw_query)
-        items = []
-        for ids in self._documents([clean(d, "a document") for d in documents], whole=keep == "tail"):
-            sequence = build(query_ids, ids[:max_document_tokens] if keep == "head" else ids)
-            room = len(sequence.input_ids) - len(build(query_ids, []).input_ids)
+        builder = self.sequences
+        work = Tokenized(builder, whole=keep == "tail").work([(query, d) for d in dict.fromkeys(documents)])
+        query_ids = work.queries[0]
+        query_cut = len(query_ids) < len(builder.encode([clean(query, "the query")])[0])
+        bare = len(builder.build(query_ids, []).input_ids)
+        by_text = {}
+        for document, tokens in zip(dict.fromkeys(documents), work.documents, strict=True):
+            ids = tokens.tolist()
+            sequence = builder.build(query_ids, ids[:max_document_tokens] if keep == "head" else ids)
+            room = len(sequence.input_ids) - bare
             if keep == "tail":
                 room = min(room, max_document_tokens or room)
-                sequence = build(query_ids, ids[len(ids) - room :])
-            cut = room < len(ids) or len(query_ids) < len(raw_query)
-            items.append(Item(sequence, len(sequence.input_ids), cut))
-        return items
-
-    def _documents(self, texts: list[str], whole: bool) -> list[list[int]]:
-        heads = texts if whole else [head_of(text, self.sequences.max_length) for text in texts]
-        encoded = self.sequences.encode(heads)
-        for i, (text, head) in enumerate(zip(texts, heads, strict=True)):
-            if len(head) < len(text) and len(encoded[i]) < self.sequences.max_length:
-                encoded[i] = self.sequences.encode([text])[0]
-        return encoded
+                sequence = builder.build(query_ids, ids[len(ids) - room :])
+            by_text[document] = Item(sequence, len(sequence.input_ids), query_cut or room < len(ids))
+        return [by_text[document] for document in documents]
 
     def margins(self, items: Sequence[Any]) -> NDArray[np.float32]:
         """See `Engine`.
