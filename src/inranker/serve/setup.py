@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_COLLECTION = "pythondocs"
 _EXAMPLES = 4
+_FILE_ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".gguf")
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,12 @@ def _load_ranking(settings: ServerSettings, metrics: Any) -> tuple[RankingServic
     return RankingService(queue, settings.limits), details
 
 
-def shown_name(model: str) -> str:
-    """What clients are told of a model: its name, or the last part of its path."""
-    path = Path(model)
-    return path.resolve().name if path.is_dir() else model
+def shown_name(source: str) -> str:
+    """What clients are told of a model or a collection: its name, or the last part of its path without the ending."""
+    path = Path(source)
+    if path.is_dir():
+        return path.resolve().name
+    return path.stem if path.is_absolute() or path.suffix in _FILE_ENDINGS else source
 
 
 def student_of(run: Path) -> Path:
