@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from conftest import WORDS
+from inranker import Reranker, T5Ranker
 from inranker.errors import ModelError
+from inranker.export import export_model
 from inranker.export.t5 import Precise, Rowwise, quantize_rows, t5_graph
 from inranker.sequence_t5 import t5_sequences
 from inranker.t5.model import MonoT5, load_t5
@@ -93,3 +95,32 @@ def test_unknown_activation_is_named(tiny_t5: Callable[[str], Path]) -> None:
     module.model.config.dense_act_fn = "swish"
     with pytest.raises(ModelError, match="'swish'"):
         t5_graph(module)
+
+
+def test_export_of_a_folder_runs_in_the_engine(tiny_t5: Callable[[str], Path], tmp_path: Path) -> None:
+    pairs = [
+        (WORDS[q], " ".join(WORDS[(q + 3 * d) % 40 : (q + 3 * d) % 40 + d + 1])) for q in range(48) for d in range(6)
+    ]
+    pairs += [(f"{q} {WORDS[3]}", d) for q, d in pairs[: 6 * 4]]
+    report = export_model(tiny_t5("v1.0"), tmp_path, pairs=pairs)
+    assert report["fp32"]["difference_from_torch"] < 1e-4
+    assert report["int8"]["queries"] == 52
+    assert "refused" not in report["int8"], report["int8"]
+    with Reranker.load(tmp_path, precision="fp32") as engine, Reranker.load(tmp_path, precision="int8") as small:
+        expected = np.array(T5Ranker(str(tiny_t5("v1.0"))).get_scores(pairs[0][0], [d for _, d in pairs[:6]]))
+        np.testing.assert_allclose(engine.probabilities(engine.scores(pairs[:6])), expected, atol=1e-4)
+        np.testing.assert_allclose(small.probabilities(small.scores(pairs[:6])), expected, atol=0.05)
+
+
+def test_wo_goes_to_fp16_where_the_gate_refuses_it_in_int8(
+    tiny_t5: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Spoiled(Rowwise):
+        def output(self, graph: Any, x: str, weight: np.ndarray, name: str, positive: bool) -> str:
+            weight = weight if self.half_output else weight[::-1]
+            return super().output(graph, x, weight, name, positive)
+
+    monkeypatch.setattr("inranker.export.t5.Rowwise", Spoiled)
+    pairs = [(WORDS[q % 48] + " " + WORDS[q // 2], " ".join(WORDS[d : 2 * d + 1])) for q in range(55) for d in range(8)]
+    report = export_model(tiny_t5("v1.0"), tmp_path, pairs=pairs)
+    assert report["int8"]["kind"] == "wo in fp16"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,11 @@ def export_model(
         "versions": versions(),
     }
     small = None
-    if int8:
-        small = _quantized(source, model, opset)
+    for kind, small in _quantized(source, model, opset) if int8 else ():
         gate = measure_gate([q for q, _ in checked], fp32, _scores(source, small, checked), gains if pairs else None)
-        report["int8"] = {"file": FILES["int8"], **gate.report()}
+        report["int8"] = {"file": FILES["int8"], "kind": kind, **gate.report()}
+        if not gate.refused:
+            break
     _carry(source, out)
     save_model(model, out / FILES["fp32"])
     if small is not None and "refused" not in report["int8"]:
@@ -100,13 +101,17 @@ def build_graph(folder: ModelFolder, opset: int) -> Any:
     return bert_graph(_read_weights(folder), folder.config, opset)
 
 
-def _quantized(folder: ModelFolder, model: Any, opset: int) -> Any:
+def _quantized(folder: ModelFolder, model: Any, opset: int) -> Iterator[tuple[str, Any]]:
+    """The kinds of int8 to try, smallest first."""
     if folder.settings.architecture == "t5":
         from inranker.export.t5 import Rowwise, t5_graph
         from inranker.t5.model import load_t5
 
-        return t5_graph(load_t5(folder.path, folder.settings)[0], folder.settings.max_length, Rowwise(), opset)
-    return quantize(model, _HEAD)
+        module, length = load_t5(folder.path, folder.settings)[0], folder.settings.max_length
+        yield "all int8", t5_graph(module, length, Rowwise(), opset)
+        yield "wo in fp16", t5_graph(module, length, Rowwise(half_output=True), opset)
+    else:
+        yield "all int8", quantize(model, _HEAD)
 
 
 def _read_weights(folder: ModelFolder) -> dict[str, Array]:
