@@ -1,6 +1,8 @@
 "use strict";
 
 const SHOWN = 20; // results of each side before "show all"
+// Words that are not highlighted, since they would be everywhere; shorter ones are not either.
+const COMMON = new Set("and are can does for from how into its not that the their this was what when which with you".split(" "));
 const $ = (id) => document.getElementById(id);
 const board = $("board");
 const state = { info: null, answer: null, all: false, request: null, waiting: null };
@@ -191,7 +193,7 @@ function show() {
   $("results").hidden = false;
   const [left, right] = sides();
   const all = query.toLowerCase().match(/[\p{L}\p{N}_]+/gu) || [];
-  const long = all.filter((word) => word.length > 2); // "a" and "to" would be everywhere
+  const long = all.filter((word) => word.length > 2 && !COMMON.has(word));
   const words = new Set(long.length ? long : all);
   summarize(left, right);
   fill($("left"), left, right, words, (to, from) => badge(to, from, true));
