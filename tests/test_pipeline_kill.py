@@ -34,7 +34,7 @@ def items(log, stage):
 def kill_in(stage, count, recipe, folder, log):
     """Start, wait until `count` items of a stage are noted, and kill."""
     process = start(recipe, folder, log, stage)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(items(log, stage)) < count:
         if process.poll() is not None:
             pytest.fail(f"ended before it was killed: {process.stderr.read().decode()[-2000:]}")
@@ -63,7 +63,7 @@ def runs(tmp_path_factory, tiny_collection, tiny_writer, tiny_encoder):
     assert not (folder / "killed" / "train" / "student").exists()
     last = start(folder / "killed.json", folder / "killed", log)
     for process in (last, whole):
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=400)
         assert process.returncode == 0, errors.decode()[-2000:]
     return folder / "whole", folder / "killed", log
 

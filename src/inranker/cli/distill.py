@@ -152,7 +152,7 @@ def _print_stage(result: StageResult) -> None:
     counts = ", ".join(f"{count:,} {name}" for name, count in result.counts.items())
     what = "reused" if result.reused else format_seconds(result.seconds)
     print(f"{result.stage:<14}{what:>12}   {counts}", flush=True)
-    for note in result.notes:
+    for note in result.notes if result.stage != "evaluate" else ():  # Said with the results.
         print(f"{'':<29}{note}", flush=True)
 
 

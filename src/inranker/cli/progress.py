@@ -61,8 +61,10 @@ class Meter:
         parts = [label]
         if self.total:
             parts.append(f"{self.done:,}/{self.total:,} ({100 * self.done // self.total}%)")
-        else:
+        elif self.done:
             parts.append(f"{self.done:,}")
+        else:
+            parts.append(f"{format_seconds(self.seconds)} so far")
         if self.rate is not None:
             parts.append(format_rate(self.rate))
         if self.done and self.seconds_left is not None:
@@ -111,7 +113,8 @@ def _watch_lines(meter: Meter, label: str, ended: threading.Event) -> None:
     print(meter.line(label), file=sys.stderr, flush=True)
     while not ended.wait(LINE_SECONDS):
         print(meter.line(label), file=sys.stderr, flush=True)
-    print(f"{label}  {meter.done:,} done in {format_seconds(meter.seconds)}", file=sys.stderr, flush=True)
+    count = f"{meter.done:,} " if meter.done else ""
+    print(f"{label}  {count}done in {format_seconds(meter.seconds)}", file=sys.stderr, flush=True)
 
 
 def _watch_terminal(meter: Meter, label: str, ended: threading.Event) -> None:

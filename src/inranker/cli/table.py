@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +21,8 @@ def print_results(folder: Path, console: Console | None = None) -> None:
     from inranker.evaluate.report import format_parameters
 
     console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 100
     report = read_json(folder / "evaluate" / "metrics.json")
     systems = {system["name"]: system for system in report["systems"]}
     for collection in report["collections"]:
@@ -46,20 +49,23 @@ def _table(
         title=f"{collection['name']}: {collection['documents']:,} documents, {collection['queries']:,} {kind} queries",
         title_justify="left",
         title_style="bold",
-        caption="[] 95% interval; tested on the first measure (paired randomisation, Holm), at 5%",
+        caption="[ ] 95% interval; first measure tested (paired randomisation, Holm), at 5%",
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1),
     )
     metrics = list(next(iter(collection["figures"].values())))[:2]
-    table.add_column("System", no_wrap=True)
+    table.add_column("System", min_width=14)
     for metric in metrics:
         table.add_column(metric.replace("RR@", "MRR@"), justify="right", no_wrap=True)
-    table.add_column("Against BM25")
-    table.add_column("Pairs/s", justify="right")
-    table.add_column("Parameters", justify="right")
+    table.add_column("Against BM25", min_width=12)
+    table.add_column("Pairs/s", justify="right", no_wrap=True)
+    table.add_column("Params", justify="right", no_wrap=True)
     for name, figures in collection["figures"].items():
         system, first = systems[name], figures[metrics[0]]
-        cells = [f"{first['mean']:.3f} [{first['low']:.3f}, {first['high']:.3f}]"]
-        cells += [f"{figures[metric]['mean']:.3f}" for metric in metrics[1:]]
+        cells = [f"{_short(first['mean'])} [{_short(first['low'])}, {_short(first['high'])}]"]
+        cells += [_short(figures[metric]["mean"]) for metric in metrics[1:]]
         speed = system["pairs_per_second"]
         table.add_row(
             Text(name, style="bold" if name == student else ""),
@@ -69,3 +75,8 @@ def _table(
             format_parameters(system["parameters"]) if system["parameters"] else "",
         )
     return table
+
+
+def _short(value: float) -> str:
+    """`.334`: four characters are enough for what lies between 0 and 1."""
+    return f"{value:.3f}".removeprefix("0")

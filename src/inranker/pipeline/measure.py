@@ -102,7 +102,11 @@ def measure(workspace: Workspace) -> Outcome:
             files.append(path)
     write_json(folder / "metrics.json", report)
     write_report(folder / "report.html", report)
-    return Outcome({"collections": len(measured)}, files, [*report["warnings"], report["verdict"]["headline"]])
+    return Outcome(
+        {"queries measured": sum(len(item.collection.queries) for item in measured)},
+        files,
+        [*report["warnings"], report["verdict"]["headline"]],
+    )
 
 
 def student_folders(workspace: Workspace) -> tuple[dict[str, Path], str]:
