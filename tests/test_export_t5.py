@@ -116,9 +116,8 @@ def test_wo_goes_to_fp16_where_the_gate_refuses_it_in_int8(
     tiny_t5: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Spoiled(Rowwise):
-        def output(self, graph: Any, x: str, weight: np.ndarray, name: str, positive: bool) -> str:
-            weight = weight if self.half_output else weight[::-1]
-            return super().output(graph, x, weight, name, positive)
+        def relu_block(self, graph: Any, x: str, wi: np.ndarray, wo: np.ndarray, name: str) -> str:
+            return super().relu_block(graph, x, wi, wo if self.half_output else wo[::-1], name)
 
     monkeypatch.setattr("inranker.export.t5.Rowwise", Spoiled)
     pairs = [(WORDS[q % 48] + " " + WORDS[q // 2], " ".join(WORDS[d : 2 * d + 1])) for q in range(55) for d in range(8)]

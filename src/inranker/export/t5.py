@@ -28,9 +28,14 @@ class Precise:
         """Product of x [rows, in] and weight [in, out]."""
         return graph.node("MatMul", x, graph.weight(weight, name))
 
-    def output(self, graph: Graph, x: str, weight: Array, name: str, positive: bool) -> str:
-        """The product of a feed-forward block's second matrix, `wo`; `positive`: x has no negative values."""
+    def output(self, graph: Graph, x: str, weight: Array, name: str) -> str:
+        """The product of a feed-forward block's second matrix, `wo`."""
         return self.product(graph, x, weight, name)
+
+    def relu_block(self, graph: Graph, x: str, wi: Array, wo: Array, name: str) -> str:
+        """A feed-forward block: relu(x wi) wo."""
+        inner = graph.node("Relu", self.product(graph, x, wi, f"{name}.wi"))
+        return self.output(graph, inner, wo, f"{name}.wo")
 
     def step(self, graph: Graph, x: str, weight: Array, name: str) -> str:
         """A product in the decoder, where x has one row a pair."""
@@ -50,7 +55,7 @@ class Rowwise(Precise):
 
     Encoder: weights with a scale for each output, inputs with a scale for each token, its own largest magnitude, so a
     score does not depend on batch mates. Decoder, one token a pair: a scale for each block of weights and of inputs,
-    which halves the error of the whole at no cost in time. `half_output` keeps the encoder's `wo`, whose inputs have the
+    which halves the error of the whole and costs no time. `half_output` keeps the encoder's `wo`, whose inputs have the
     largest outliers, in fp16 on disk and fp32 in memory.
     """
 
@@ -60,14 +65,26 @@ class Rowwise(Precise):
 
     def product(self, graph: Graph, x: str, weight: Array, name: str) -> str:
         """See `Precise`."""
-        return self._product(graph, x, weight, name, positive=False)
+        codes, scales = self._inputs(graph, x)
+        return graph.node("Mul", self._product(graph, codes, weight, name), scales)
 
-    def output(self, graph: Graph, x: str, weight: Array, name: str, positive: bool) -> str:
+    def output(self, graph: Graph, x: str, weight: Array, name: str) -> str:
         """See `Precise`."""
+        return self._half_product(graph, x, weight, name) if self.half_output else self.product(graph, x, weight, name)
+
+    def relu_block(self, graph: Graph, x: str, wi: Array, wo: Array, name: str) -> str:
+        """See `Precise`.
+
+        A token's scale goes through the relu, so it is multiplied in only after the second product; and what comes out
+        of a relu has no sign to spend a bit on.
+        """
+        codes, scales = self._inputs(graph, x)
+        inner = graph.node("Relu", self._product(graph, codes, wi, f"{name}.wi"))
         if self.half_output:
-            stored = graph.weight(weight.astype(np.float16), f"{name}.fp16")
-            return graph.node("MatMul", x, graph.node("Cast", stored, to=graph.onnx.TensorProto.FLOAT))
-        return self._product(graph, x, weight, name, positive)
+            return graph.node("Mul", self._half_product(graph, inner, wo, f"{name}.wo"), scales)
+        codes, more = self._inputs(graph, inner, positive=True)
+        product = self._product(graph, codes, wo, f"{name}.wo", positive=True)
+        return graph.node("Mul", product, graph.node("Mul", scales, more))
 
     def step(self, graph: Graph, x: str, weight: Array, name: str) -> str:
         """See `Precise`."""
@@ -102,21 +119,24 @@ class Rowwise(Precise):
         zeros = graph.weight(np.zeros(len(scales), np.int8), f"{name}.zero")
         return graph.node("DequantizeLinear", stored, scale, zeros, axis=0)
 
-    def _product(self, graph: Graph, x: str, weight: Array, name: str, positive: bool) -> str:
-        codes, scales = quantize_rows(weight.T)
-        quantized, row_scales = self._inputs(graph, x, positive)
-        product = graph.node(
+    def _half_product(self, graph: Graph, x: str, weight: Array, name: str) -> str:
+        stored = graph.weight(weight.astype(np.float16), f"{name}.fp16")
+        return graph.node("MatMul", x, graph.node("Cast", stored, to=graph.onnx.TensorProto.FLOAT))
+
+    def _product(self, graph: Graph, codes: str, weight: Array, name: str, positive: bool = False) -> str:
+        """The product of an input's codes, without the input's scales."""
+        integers, scales = quantize_rows(weight.T)
+        return graph.node(
             "MatMulIntegerToFloat",
-            quantized,
-            graph.weight(codes.T, f"{name}.int8"),
+            codes,
+            graph.weight(integers.T, f"{name}.int8"),
             graph.weight(np.float32(1), "one"),
             graph.weight(scales, f"{name}.scale"),
             graph.weight(np.uint8(0 if positive else 128), "bottom" if positive else "middle"),
             domain=MICROSOFT,
         )
-        return graph.node("Mul", product, row_scales)
 
-    def _inputs(self, graph: Graph, x: str, positive: bool) -> tuple[str, str]:
+    def _inputs(self, graph: Graph, x: str, positive: bool = False) -> tuple[str, str]:
         """Codes of x [rows, in], uint8, and scales [rows, 1]; found once for all products of x."""
         if x not in self._quantized:
             axis = graph.constant([1])
@@ -293,17 +313,16 @@ class _T5:
     def _feed(self, x: str, layer: Any, name: str, decoder: bool = False) -> str:
         """A feed-forward block, without its norm and residual."""
         g, numbers = self.graph, self.numbers
-        product = numbers.step if decoder else numbers.product
+        wo = _array(layer.wo.weight).T
+        if not self.config.is_gated_act and self.config.dense_act_fn == "relu" and not decoder:
+            return numbers.relu_block(g, x, _array(layer.wi.weight).T, wo, name)
+        product, output = (numbers.step, numbers.step) if decoder else (numbers.product, numbers.output)
         if self.config.is_gated_act:
             inner = self._activation(product(g, x, _array(layer.wi_0.weight).T, f"{name}.wi_0"))
             inner = g.node("Mul", inner, product(g, x, _array(layer.wi_1.weight).T, f"{name}.wi_1"))
         else:
             inner = self._activation(product(g, x, _array(layer.wi.weight).T, f"{name}.wi"))
-        output = _array(layer.wo.weight).T
-        if decoder:
-            return numbers.step(g, inner, output, f"{name}.wo")
-        positive = self.config.dense_act_fn == "relu" and not self.config.is_gated_act
-        return numbers.output(g, inner, output, f"{name}.wo", positive)
+        return output(g, inner, wo, f"{name}.wo")
 
     def _activation(self, x: str) -> str:
         act = self.config.dense_act_fn
