@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from test_train_student import made_queries
 
 from inranker.label import load_teacher
 from inranker.recipe import TeacherSettings, TrainTeacherSettings
 from inranker.train.teacher import train_teacher
 from inranker.types import Pair
+from test_train_student import made_queries
 
 
 def settings(model, **changes) -> TrainTeacherSettings:

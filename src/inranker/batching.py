@@ -1,4 +1,4 @@
-"""Batches bounded by tokens: pairs of similar length go together, so little is spent on padding and memory is bounded."""
+"""Batches bounded by tokens: pairs of similar length go together, which saves padding and bounds the memory."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 class InRankerError(Exception):
-    """Base of every error this package raises on purpose; the command line prints it without a traceback, exit code 2."""
+    """Base of every error this package raises on purpose; the command line prints it as one line, exit code 2."""
 
 
 class InputError(InRankerError):
@@ -24,7 +24,7 @@ class ModelError(InRankerError):
     """A model folder or file is missing, damaged, or not of the kind that was asked for."""
 
 
-class MissingExtra(InRankerError):
+class MissingExtra(InRankerError):  # noqa: N818 (it is what it says)
     """A package of an optional extra is not installed."""
 
 

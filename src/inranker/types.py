@@ -72,7 +72,7 @@ class Ranked(NamedTuple):
     `score` is the calibrated probability of relevance in [0, 1], `logit` the raw margin it comes from.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants here
     score: float
     logit: float
     document: str | None = None

@@ -66,7 +66,7 @@ def _read(settings: CollectionSettings, progress: Progress) -> Collection:
         from inranker.collection.questions import read_questions
 
         documents = Documents.of(read_pythondocs())
-        if settings.split not in ("train", "test"):
+        if settings.split != "train" and settings.split != "test":
             raise InputError(f"pythondocs has no split {settings.split!r}; its questions are in train and test")
         asked = read_questions(settings.split, documents.contents)
         return Collection(source, documents, asked.queries, asked.qrels, notes=asked.notes)

@@ -73,33 +73,35 @@ def plot_effectiveness(collections: Sequence[Mapping[str, Any]], kinds: Mapping[
     return _svg(figure)
 
 
-def plot_trade_off(systems: Sequence[Mapping[str, Any]], collection: Mapping[str, Any]) -> bytes:
+def plot_trade_off(systems: Sequence[Mapping[str, Any]], student: str, collection: Mapping[str, Any]) -> bytes:
     """Effectiveness against speed; the area of a point is its number of parameters, BM25 is the line to beat."""
     metric = collection["metric"]
     colour = colours({s["name"]: s["kind"] for s in systems})
     figure, (axis,) = _canvas(7.2, 3.6)
-    timed = [s for s in systems if s["pairs_per_second"] and s["name"] in collection["figures"]]
+    # The student's earlier states are as fast and as large as itself: their points would lie on each other.
+    timed = [s for s in systems if s["pairs_per_second"] and (s["kind"] != "student" or s["name"] == student)]
     largest = max((s["parameters"] or 1 for s in timed), default=1)
     for baseline in (s["name"] for s in systems if s["kind"] == "bm25"):
         level = collection["figures"][baseline][metric]["mean"]
         axis.axhline(level, color=_COLOURS["bm25"], linewidth=1.4, linestyle="--")
         axis.annotate(baseline, (0.995, level), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                       fontsize=8.5, color="#5b626c")  # fmt: skip
-    fastest = max((s["pairs_per_second"] for s in timed), default=1)
     for system in timed:
         value = collection["figures"][system["name"]][metric]["mean"]
         area = 40 + 260 * (system["parameters"] or 1) / largest
         speed = system["pairs_per_second"]
         axis.scatter([speed], [value], s=area, color=colour[system["name"]], edgecolor="white", linewidth=1, zorder=3)
-        left = speed > 0.6 * fastest
-        axis.annotate(system["name"], (speed, value), xytext=(-11 if left else 11, 0), textcoords="offset points",
-                      va="center", ha="right" if left else "left", fontsize=8.5, color=_INK)  # fmt: skip
+        offset = 17 if system["kind"] == "student" else -17  # however near to each other, the names can be read
+        axis.annotate(system["name"], (speed, value), xytext=(0, offset), textcoords="offset points",
+                      va="center", ha="center", fontsize=8.5, color=_INK)  # fmt: skip
     ticker = require("matplotlib.ticker", "distill")
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda speed, _: f"{speed:,.0f}"))
     axis.xaxis.set_minor_locator(ticker.NullLocator())
-    axis.margins(x=0.25, y=0.25)
+    speeds = [s["pairs_per_second"] for s in timed] or [1]
+    axis.set_xlim(min(speeds) / 2.5, max(speeds) * 2.5)
+    axis.margins(y=0.25)
     axis.set_xlabel("pairs a second on this machine (log scale)", fontsize=9, color=_INK)
     axis.set_ylabel(metric, fontsize=9, color=_INK)
     return _svg(figure)

@@ -40,7 +40,7 @@ def render_report(report: Mapping[str, Any]) -> str:
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     plots = {
         "effectiveness": plot_effectiveness(report["collections"], _kinds(report["systems"])),
-        "trade_off": plot_trade_off(report["systems"], report["collections"][0]),
+        "trade_off": plot_trade_off(report["systems"], report["student"], report["collections"][0]),
         "training": plot_training(report["training"]),
     }
     return template.render(report=report, plots=plots, systems={s["name"]: s for s in report["systems"]})
