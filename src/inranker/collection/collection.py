@@ -66,9 +66,9 @@ def _read(settings: CollectionSettings, progress: Progress) -> Collection:
         from inranker.collection.questions import read_questions
 
         documents = Documents.of(read_pythondocs())
-        if settings.split != "train" and settings.split != "test":
+        if settings.split not in ("train", "test"):
             raise InputError(f"pythondocs has no split {settings.split!r}; its questions are in train and test")
-        asked = read_questions(settings.split, documents.contents)
+        asked = read_questions("train" if settings.split == "train" else "test", documents.contents)
         return Collection(source, documents, asked.queries, asked.qrels, notes=asked.notes)
     if source.startswith(_IR_DATASETS):
         from inranker.collection.irds import read_ir_dataset
