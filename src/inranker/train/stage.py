@@ -14,6 +14,7 @@ from inranker.errors import InputError
 from inranker.recipe import PhaseSettings, StudentSettings, TrainSettings
 from inranker.store import Manifest, fingerprint, folder_fingerprint, read_json, write_json
 from inranker.train.calibration import fit_affine
+from inranker.train.card import write_card
 from inranker.train.data import TokenizedQueries, TrainingQuery, split_held_out
 from inranker.train.losses import SOFT
 from inranker.train.students import Student, build_start, load_student
@@ -53,9 +54,9 @@ def train_student(
 ) -> TrainResult:
     """Train a student through the phases of `train`; everything lands in `folder`.
 
-    `folder/start` is the student untrained, `folder/phase-N` after each phase, `folder/student` the result. A phase whose
-    student agrees less with the teacher than the one before it, on that phase's held-out queries, is dropped. A run that was
-    killed goes on at the last checkpoint; the start and each finished phase are done once.
+    `folder/start` is the student untrained, `folder/phase-N` after each phase, `folder/student` the result. A phase
+    whose student agrees less with the teacher than the one before it, on that phase's held-out queries, is dropped. A
+    run that was killed goes on at the last checkpoint; the start and each finished phase are done once.
 
     Args:
         student: what to start from.
@@ -96,6 +97,7 @@ def train_student(
     final = load_student(current)
     final.settings = replace(final.settings, calibration=_calibrate(final, split, train))
     final.save(folder / "student")
+    write_card(folder / "student", student.start, results)
     outcome = TrainResult(folder / "student", start, results)
     _write_result(folder, outcome)
     manifest.counts = {name: len(queries) for name, queries in data.items()}
