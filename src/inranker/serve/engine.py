@@ -67,10 +67,12 @@ class RerankerEngine:
         self.sequences = reranker.sequences
         backend = reranker.backend
         self.batch_dependent = backend.batch_dependent
-        self.batch_tokens = backend.batch_tokens
-        # The ONNX back-end shares one set of threads: while the last pairs of a batch are scored, the next batch keeps
-        # the other threads busy.
-        self.parallel = 2 if backend.name == "onnx" else 1
+        # OpenVINO scores as many batches at a time as it has threads; the others cut what they get among theirs.
+        streams = getattr(backend, "threads", 1) if backend.name == "openvino" else 1
+        self.batch_tokens = backend.batch_tokens * streams
+        # The back-ends for CPUs share one set of threads: while the last pairs of a batch are scored, the next batch
+        # keeps the other threads busy. Torch starts as many threads for each call.
+        self.parallel = 1 if backend.name == "torch" else 2
 
     def encode(
         self,
