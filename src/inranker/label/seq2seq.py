@@ -16,6 +16,9 @@ from inranker.types import Pair
 if TYPE_CHECKING:
     import torch
 
+    from inranker.t5.fused import FusedT5
+    from inranker.t5.model import MonoT5
+
 
 class Seq2SeqTeacher(TorchTeacher):
     """A T5 or mT5 ranker.
@@ -42,7 +45,11 @@ class Seq2SeqTeacher(TorchTeacher):
             "wording": list(self._sequences.wording),
         }
         super().__init__(f"seq2seq:{settings.model}", settings, identity)
-        self.module = (module if int8 else module.to(self.device)).eval()
+        self.module: MonoT5 | FusedT5 = (module if int8 else module.to(self.device)).eval()
+        if self.device.type == "cuda" and not int8:
+            from inranker.t5.fused import FusedT5
+
+            self.module = FusedT5(module)
 
     def sequences(self, pairs: Sequence[Pair]) -> list[list[int]]:
         """The prompt in the teacher's mode."""
