@@ -106,6 +106,8 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: no such file") from None
     except json.JSONDecodeError as error:
         raise InputError.at(path, error.lineno, f"not JSON: {error.msg}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def versions() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 Three things make it faster than a traced one, at the same result:
 
-- attention is one operator, and without a mask where nothing is padded (the engine never pads);
+- attention is one operator, on request without a mask where nothing is padded (the engine never pads);
 - the last layer computes only what reaches the first token, all that the head reads: that saves a seventh of the
   work of six layers, nearly half of two;
 - nothing is left to the session's own fusions, some of which are slower than their parts (ONNX Runtime 1.32:
@@ -18,19 +18,22 @@ from inranker.errors import ModelError
 from inranker.export.graph import Array, Graph, Mask
 
 
-def bert_graph(weights: Mapping[str, Array], config: Mapping[str, Any], opset: int = 23) -> Any:
+def bert_graph(
+    weights: Mapping[str, Array], config: Mapping[str, Any], opset: int = 23, *, branch: bool = False
+) -> Any:
     """The ONNX model of a `BertForSequenceClassification` with one or two logits.
 
     Args:
         weights: its state dictionary, in fp32.
         config: its `config.json`.
+        branch: leave the mask out, when the graph runs, where nothing is padded (see `Mask`).
         opset: of the ONNX standard, 20 to 22 with ONNX Runtime's attention operator, from 23 on with the standard's.
 
     Raises:
         ModelError: the weights or the activation are not those of such a model.
     """
     try:
-        return _Bert(weights, config, opset).model()
+        return _Bert(weights, config, opset, branch).model()
     except KeyError as error:
         raise ModelError(f"the model has no {error}: not a BERT sequence classifier") from None
 
@@ -44,8 +47,8 @@ _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class _Bert:
-    def __init__(self, weights: Mapping[str, Array], config: Mapping[str, Any], opset: int) -> None:
-        self.weights, self.config = weights, config
+    def __init__(self, weights: Mapping[str, Array], config: Mapping[str, Any], opset: int, branch: bool) -> None:
+        self.weights, self.config, self.branch = weights, config, branch
         self.graph = Graph("bert", ("input_ids", "attention_mask", "token_type_ids"), opset)
         self.size, self.layers = config["hidden_size"], config["num_hidden_layers"]
         activation = config.get("hidden_act", "gelu")
@@ -55,7 +58,7 @@ class _Bert:
 
     def model(self) -> Any:
         g = self.graph
-        self.mask = Mask(g, "attention_mask")
+        self.mask = Mask(g, "attention_mask", branch=self.branch)
         self.shape = g.node("Concat", g.node("Shape", "input_ids", start=0, end=1), g.constant([-1, self.size]), axis=0)
         x = self._embeddings()  # from here on values are [pairs * tokens, size], so that a product takes its bias along
         for number in range(self.layers):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inranker.errors import ModelError
+from inranker.rank.choose import choose_backend
 from inranker.rank.folder import ModelFolder, Sequences
 from inranker.rank.work import Work
 from inranker.sequence import TokenSequence
@@ -59,11 +60,15 @@ def load_backend(
         MissingExtra: the back-end's package is not installed.
     """
     if backend == "auto":
-        backend = "onnx" if folder.has("onnx/model.onnx") or folder.has("onnx/model_int8.onnx") else "torch"
+        backend = choose_backend(folder, precision, device, threads)
     if backend == "onnx":
         from inranker.rank.onnx_backend import OnnxBackend
 
         return OnnxBackend(folder, precision, threads=threads)
+    if backend == "openvino":
+        from inranker.rank.openvino_backend import OpenVinoBackend
+
+        return OpenVinoBackend(folder, precision, threads=threads)
     if backend == "torch":
         from inranker.rank.torch_backend import TorchBackend
 

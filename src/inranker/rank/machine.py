@@ -53,3 +53,8 @@ def cpu_info() -> tuple[str, frozenset[str]]:
 def has_int8_dot() -> bool:
     """Whether the processor multiplies int8 without saturating (VNNI, AMX; on Arm, dot products)."""
     return bool(cpu_info()[1] & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+
+
+def has_fast_bf16() -> bool:
+    """Whether the processor has tiles for bf16; without them it is slower than fp32 or int8 on a CPU."""
+    return "amx_bf16" in cpu_info()[1]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +11,18 @@ from numpy.typing import NDArray
 
 from inranker.errors import ModelError
 from inranker.rank.backend import to_margins
-from inranker.rank.folder import ModelFolder, Sequences
-from inranker.rank.machine import available_threads, has_int8_dot
-from inranker.rank.work import Work
-from inranker.sequence import TokenSequence
+from inranker.rank.folder import ModelFolder
+from inranker.rank.machine import has_int8_dot
+from inranker.rank.pairwise import PairwiseBackend
+from inranker.store import read_json
 
 FILES = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
 
 
-class OnnxBackend:
-    """A graph with the inputs `input_ids`, `attention_mask` and, where it wants them, `token_type_ids`.
-
-    A pair is one run of the graph on one thread, as many at a time as there are threads, longest first. That is the
-    fastest way through a small model on a CPU (nothing is padded, no thread waits for another, a pair's values stay in
-    the core's own cache), it bounds the memory, and a pair's score cannot depend on other pairs, not even in int8.
-    """
+class OnnxBackend(PairwiseBackend):
+    """A graph with the inputs `input_ids`, `attention_mask` and, where it wants them, `token_type_ids`."""
 
     name = "onnx"
-    batch_dependent = False
-    chunk = 1024
 
     def __init__(
         self, folder: ModelFolder, precision: str, *, threads: int | None = None, model: bytes | None = None
@@ -41,50 +33,47 @@ class OnnxBackend:
         if precision not in FILES:
             raise ModelError(f"the onnx back-end has no precision {precision!r}; known: auto, {', '.join(FILES)}")
         self.precision = precision
-        self.path = folder.path / FILES[precision] if model else folder.file(FILES[precision])
-        self.threads = threads or available_threads()
-        self.batch_tokens = 512 * self.threads
+        self.path = folder.path / FILES[precision] if model else _model_file(folder, precision)
         ours = model is not None or folder.has("gate.json")
         self._session = _open_session(model or str(self.path), self.path, ours)
-        self._inputs = {i.name for i in self._session.get_inputs()}
-        unknown = self._inputs - {"input_ids", "attention_mask", "token_type_ids"}
-        if unknown or "input_ids" not in self._inputs:
-            raise ModelError(f"{self.path}: the graph's inputs {sorted(self._inputs)} are not those of a ranker")
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="inranker")
+        self.inputs = {i.name for i in self._session.get_inputs()}
+        unknown = self.inputs - {"input_ids", "attention_mask", "token_type_ids"}
+        if unknown or "input_ids" not in self.inputs:
+            raise ModelError(f"{self.path}: the graph's inputs {sorted(self.inputs)} are not those of a ranker")
+        super().__init__(threads)
 
-    def margins(self, sequences: Sequence[TokenSequence]) -> NDArray[np.float32]:
-        """See `Backend`."""
-        result = np.empty(len(sequences), dtype=np.float32)
-        # Longest first, so that the threads end together. The workers share one iterator: `next` on it is atomic.
-        places = iter(sorted(range(len(sequences)), key=lambda i: -len(sequences[i].input_ids)))
-
-        def work() -> None:
-            for place in places:
-                result[place] = self._run(sequences[place])
-
-        workers = [self._pool.submit(work) for _ in range(min(self.threads, len(sequences)))]
-        for worker in workers:
-            worker.result()
-        return result
-
-    def margins_of(self, work: Work, builder: Sequences) -> NDArray[np.float32]:
-        """See `Backend`."""
-        return self.margins(work.sequences(builder))
-
-    def _run(self, sequence: TokenSequence) -> np.float32:
-        ids = np.array([sequence.input_ids], dtype=np.int64)
-        feed = {"input_ids": ids}
-        if "attention_mask" in self._inputs:
-            feed["attention_mask"] = np.ones_like(ids)
-        if "token_type_ids" in self._inputs:
-            types = sequence.token_type_ids
-            feed["token_type_ids"] = np.zeros_like(ids) if types is None else np.array([types], dtype=np.int64)
+    def run(self, feed: dict[str, NDArray[np.int64]]) -> np.float32:
+        """See `PairwiseBackend`."""
         return to_margins(self._session.run(None, feed)[0])[0]
 
     def close(self) -> None:
         """See `Backend`."""
-        self._pool.shutdown()
+        super().close()
         del self._session
+
+
+def _model_file(folder: ModelFolder, precision: str) -> Path:
+    if precision == "int8" and not folder.has(FILES["int8"]) and folder.has("gate.json"):
+        refused = read_json(folder.file("gate.json")).get("int8", {}).get("refused")
+        if refused:
+            raise ModelError(f"{folder.path}: int8 was refused: {refused}")
+    path = folder.file(FILES[precision])
+    check_outside_weights(folder, path)
+    return path
+
+
+# The protobuf entry {"location": name} of a tensor whose values are in another file.
+_LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)
+
+
+def check_outside_weights(folder: ModelFolder, path: Path) -> None:
+    """Refuse a graph that names weight files outside its folder; new versions of ONNX Runtime do so, too."""
+    data = path.read_bytes()
+    for match in _LOCATION.finditer(data):
+        name = data[match.end() : match.end() + match[1][0]].decode(errors="replace")
+        if not name or Path(name).name != name:
+            raise ModelError(f"{path}: takes weights from {name!r}, which may be outside the model folder; refused")
+        folder.file(str(path.parent.relative_to(folder.path) / name))
 
 
 def _open_session(source: str | bytes, path: Path, ours: bool) -> ort.InferenceSession:

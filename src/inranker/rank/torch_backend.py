@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,8 +35,12 @@ class TorchBackend:
         device: str | None = None,
         batch_tokens: int | None = None,
         packed: bool | None = None,
+        compiled: bool = False,
     ) -> None:
-        """`packed`: run without padding; None: where that is fast, on a GPU in half precision."""
+        """`packed`: run without padding; None: where that is fast, on a GPU in half precision.
+
+        `compiled`: through torch.compile, which takes a minute before the first score.
+        """
         torch = require("torch", "distill")
         require("transformers", "distill")
         if threads is not None:
@@ -58,7 +63,10 @@ class TorchBackend:
             from inranker.rank.packed import PackedBert
 
             self._module = PackedBert(self._module)
+        self._inputs = set(inspect.signature(self._module.forward).parameters)
         self._module.to(self.device).eval()
+        if compiled:
+            self._module = torch.compile(self._module, dynamic=True)
 
     def margins(self, sequences: Sequence[TokenSequence]) -> NDArray[np.float32]:
         """See `Backend`."""
@@ -71,7 +79,7 @@ class TorchBackend:
         with torch.inference_mode():
             for batch in plan_batches([len(s.input_ids) for s in sequences], self.batch_tokens):
                 inputs = _pad([sequences[i] for i in batch])
-                tensors = {k: torch.from_numpy(v).to(self.device) for k, v in inputs.items()}
+                tensors = {k: torch.from_numpy(v).to(self.device) for k, v in inputs.items() if k in self._inputs}
                 output = self._module(**tensors)
                 result[batch] = to_margins(getattr(output, "logits", output).float().cpu().numpy())
         return result
@@ -109,6 +117,8 @@ def load_module(folder: ModelFolder, dtype: Any) -> Any:
     Raises:
         ModelError: the folder's weights are missing, damaged, or another architecture's.
     """
+    for path in folder.path.glob("*.safetensors"):
+        folder.file(path.name)  # refuses a link that leads out of the folder
     if folder.settings.architecture == "t5":
         from inranker.t5.model import load_t5
 
@@ -118,18 +128,18 @@ def load_module(folder: ModelFolder, dtype: Any) -> Any:
         return transformers.AutoModelForSequenceClassification.from_pretrained(
             folder.path, dtype=dtype, local_files_only=True, use_safetensors=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # damaged weights raise an exception of safetensors' own
         raise ModelError(f"{folder.path}: cannot be loaded into torch: {str(error).splitlines()[0]}") from None
 
 
 def _pad(batch: Sequence[TokenSequence]) -> dict[str, NDArray[np.int64]]:
-    longest = max(len(s.input_ids) for s in batch)
-    names = ["input_ids", "attention_mask"] + ["token_type_ids"] * (batch[0].token_type_ids is not None)
-    inputs = {name: np.zeros((len(batch), longest), dtype=np.int64) for name in names}
-    for row, sequence in enumerate(batch):
-        n = len(sequence.input_ids)
-        inputs["input_ids"][row, :n] = sequence.input_ids
-        inputs["attention_mask"][row, :n] = 1
-        if sequence.token_type_ids is not None:
-            inputs["token_type_ids"][row, :n] = sequence.token_type_ids
+    """A model's inputs, int64 [n, length of the longest sequence]."""
+    length = max(len(s.input_ids) for s in batch)
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    inputs = {name: np.zeros((len(batch), length), dtype=np.int64) for name in names}
+    for row, (ids, types) in enumerate(batch):
+        inputs["input_ids"][row, : len(ids)] = ids
+        inputs["attention_mask"][row, : len(ids)] = 1
+        if types is not None:
+            inputs["token_type_ids"][row, : len(ids)] = types
     return inputs
