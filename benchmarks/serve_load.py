@@ -271,6 +271,8 @@ async def send_raw(url: str, head: str, pieces: Iterator[bytes], pause: float = 
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     status = None
+    # The answer may come long before everything is sent.
+    answer = asyncio.ensure_future(reader.readline())
     try:
         writer.write(f"POST /v2/rerank HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n{head}".encode())
         for piece in pieces:
@@ -283,7 +285,8 @@ async def send_raw(url: str, head: str, pieces: Iterator[bytes], pause: float = 
         pass
     if read:
         with contextlib.suppress(ConnectionError, TimeoutError, IndexError, ValueError):
-            status = int((await asyncio.wait_for(reader.readline(), 60)).split()[1])
+            status = int((await asyncio.wait_for(answer, 60)).split()[1])
+    answer.cancel()
     writer.close()
     return status
 
