@@ -1,4 +1,4 @@
-"""Token sequences for causal teachers: a template around a query and a document, always ending in the same closing tokens."""
+"""Token sequences for causal teachers: a template around a query and a document that always ends in the same tokens."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def load_causal(name: str, dtype: torch.dtype, adapter: str | None = None) -> tu
 
     folder = transformers_folder(resolve(name))
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ModelError(f"{name}: no causal language model: {str(error).splitlines()[0]}") from None
@@ -50,7 +50,8 @@ class CausalTeacher(TorchTeacher):
     """Logits of two answer words after `template` (default: what it was fine-tuned with, else ours).
 
     Batches are padded on the right: under a causal mask no token sees the padding behind it, so a score does not depend
-    on its batch mates and the fast attention kernels need no mask. Of the output head only two rows are computed, in fp32.
+    on its batch mates and the fast attention kernels need no mask. Of the output head only two rows are computed, in
+    fp32.
     """
 
     def __init__(self, settings: TeacherSettings) -> None:
@@ -87,8 +88,8 @@ class CausalTeacher(TorchTeacher):
 class QueryLikelihoodTeacher(TorchTeacher):
     """Mean log-probability (nats) of the query's tokens given the document, for users without any labels.
 
-    The margin is that mean; it is given as (-x / 2, +x / 2). Ponte and Croft's query likelihood, with a language model in
-    place of the smoothed document model (UPR: Sachan et al. 2022, arXiv 2204.07496).
+    The margin is that mean; it is given as (-x / 2, +x / 2). Ponte and Croft's query likelihood, with a language model
+    in place of the smoothed document model (UPR: Sachan et al. 2022, arXiv 2204.07496).
     """
 
     TEMPLATE = "Document: {document}\nA search query that this document answers: {query}"

@@ -17,9 +17,9 @@ from inranker.types import Logits, Pair, Teacher
 class EnsembleTeacher:
     """Mean of the members' margins after each was brought to one scale.
 
-    A member's margin m becomes (m - mean) / deviation with its mean and standard deviation over a fixed sample of pairs;
-    the result is rescaled to the first member's constants, so that it is a logit again. The constants belong to the
-    fingerprint. `fit` must run once before `combine`.
+    A member's margin m becomes (m - mean) / deviation with its mean and standard deviation over a fixed sample of
+    pairs; the result is rescaled to the first member's constants, so that it is a logit again. The constants belong to
+    the fingerprint. `fit` must run once before `combine`.
     """
 
     def __init__(self, members: Sequence[Teacher], constants: Sequence[tuple[float, float]] | None = None) -> None:

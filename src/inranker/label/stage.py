@@ -1,4 +1,4 @@
-"""The labelling stage: every candidate of every query goes to the teacher once; answers come from the store where it has them."""
+"""The labelling stage: a teacher sees every candidate of every query once; the store answers where it can."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def label_pairs(teacher: Teacher, pairs: Sequence[Pair], store: LabelStore) -> L
     if members is not None:  # An ensemble's members are kept, not their combination, so another mix costs nothing.
         return teacher.combine([label_pairs(member, pairs, store) for member in members])  # type: ignore[attr-defined]
     logits = store.get(teacher.fingerprint, pairs)
-    missing = np.flatnonzero(np.isnan(logits).any(axis=1))
+    missing = np.flatnonzero(np.isnan(logits).any(axis=1)).tolist()
     if len(missing):
         # A pair can occur twice in a request; the teacher sees it once.
         distinct = list(dict.fromkeys(pairs[i] for i in missing))

@@ -1,7 +1,7 @@
 """The label store: what a teacher said of a pair is computed once, ever.
 
-A label's address is the teacher's fingerprint and the hashes of the two texts, so it is found again whatever the collection,
-the ids or the recipe. One folder a teacher; inside it Parquet segments that are only ever added.
+A label's address is the teacher's fingerprint and the hashes of the two texts, so it is found again whatever the
+collection, the ids or the recipe. One folder a teacher; inside it Parquet segments that are only ever added.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An affine map from logits to log-odds, fitted after training: margin and listwise losses leave the logit's offset free."""
+"""An affine map from logits to log-odds, fitted after training: relative losses leave the logit's offset free."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def fit_affine(
 ) -> tuple[float, float]:
     """(a, b), a > 0, that minimise the cross-entropy of sigmoid(a * logit + b) against `targets` [n] in [0, 1].
 
-    Platt scaling (1999) with soft targets, by Newton's method; a small ridge keeps it finite where the targets separate.
-    Falls back to (1, b) where the logits tell nothing, so that calibration never turns a ranking around.
+    Platt scaling (1999) with soft targets, by Newton's method; a small ridge keeps it finite where the targets
+    separate. Falls back to (1, b) where the logits tell nothing, so that calibration never turns a ranking around.
     """
     x = np.asarray(logits, dtype=np.float64)
     y = np.asarray(targets, dtype=np.float64)

@@ -38,7 +38,7 @@ def join_labels(
     labels: Mapping[str, Sequence[SoftLabel]],
     relevant: Mapping[str, set[str]],
 ) -> list[TrainingQuery]:
-    """Training queries out of soft labels, in the order of query ids; queries with fewer than two candidates are left out.
+    """Training queries out of soft labels, in the order of query ids; those with under two candidates are left out.
 
     Raises:
         InputError: a label names an unknown query or document.
@@ -70,7 +70,7 @@ def split_held_out(
 
 
 class Chunk(NamedTuple):
-    """Sequences of like length, padded on the right: int64 [rows, longest]; `place` is each row's place in the batch."""
+    """Sequences of like length, padded on the right: int64 [rows, longest]; `place` is each row's in the batch."""
 
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
@@ -79,7 +79,7 @@ class Chunk(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Some queries' pairs. `group` [n] numbers the query of each pair; `margins` is NaN where there is no soft label."""
+    """Some queries' pairs. `group` [n] numbers each pair's query; `margins` is NaN where there is no soft label."""
 
     chunks: list[Chunk]
     group: NDArray[np.int64]

@@ -1,7 +1,7 @@
 """Losses: what a student's scores are pulled towards.
 
-Each is a function of `Scores` and gives one number, the mean over the batch's queries (or pairs, where it says so). `y` is the
-student's margin, `t` the teacher's; both are true - false logits.
+Each is a function of `Scores` and gives one number, the mean over the batch's queries (or pairs, where it says so).
+`y` is the student's margin, `t` the teacher's; both are true - false logits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from inranker.registry import Registry
 
 
 class Scores(NamedTuple):
-    """A batch of pairs. `y`, `t`, `grades`: [n]; `group`: [n], number of each pair's query, 0 .. queries - 1, ascending."""
+    """A batch of pairs. `y`, `t`, `grades`: [n]; `group`: [n], each pair's query, from 0, ascending."""
 
     y: Tensor
     t: Tensor
@@ -65,7 +65,8 @@ def mse(scores: Scores) -> Tensor:
 def margin_mse(scores: Scores) -> Tensor:
     """MarginMSE (Hofstätter et al. 2020, arXiv 2010.02666) over all pairs of a query's candidates.
 
-    The mean of ((y_i - y_j) - (t_i - t_j))^2 over all ordered pairs, i = j included, is twice the variance of y - t: O(n).
+    The mean of ((y_i - y_j) - (t_i - t_j))^2 over all ordered pairs, i = j included, is twice the variance of y - t:
+    O(n).
     """
     error = scores.y - scores.t
     centred = error - scores.mean_by_query(error)[scores.group]
@@ -74,7 +75,7 @@ def margin_mse(scores: Scores) -> Tensor:
 
 @LOSSES.register("kl")
 def kl(scores: Scores) -> Tensor:
-    """Listwise: KL(teacher || student) of the softmax over a query's candidates, both margins divided by the temperature."""
+    """Listwise: KL(teacher || student) of the softmax over a query's candidates, at the temperature."""
     y = functional.log_softmax(scores.padded(scores.y / scores.temperature, float("-inf")), dim=1)
     t = functional.log_softmax(scores.padded(scores.t / scores.temperature, float("-inf")), dim=1)
     real = t.isfinite()

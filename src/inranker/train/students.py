@@ -23,8 +23,8 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 class Student:
     """A ranker in memory.
 
-    `module(input_ids, attention_mask, token_type_ids=None)` gives margins, [n]; `sequences` builds its input; `model` is the
-    Hugging Face model that `module` wraps, and `source` the folder that its tokenizer comes from.
+    `module(input_ids, attention_mask, token_type_ids=None)` gives margins, [n]; `sequences` builds its input; `model`
+    is the Hugging Face model that `module` wraps, and `source` the folder that its tokenizer comes from.
     """
 
     module: nn.Module
@@ -39,7 +39,7 @@ class Student:
         return self.model.config.pad_token_id or 0
 
     def save(self, folder: str | Path) -> Path:
-        """Write a folder that transformers and sentence-transformers open, with this package's settings in `config.json`."""
+        """Write a folder that transformers and sentence-transformers open, our settings in its `config.json`."""
         folder = Path(folder)
         with atomic_folder(folder) as temporary:
             self.model.save_pretrained(temporary)
