@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,10 +108,20 @@ def test_export_of_a_folder_runs_in_the_engine(tiny_t5: Callable[[str], Path], t
     assert report["fp32"]["difference_from_torch"] < 1e-4
     assert report["int8"]["queries"] == 52
     assert "refused" not in report["int8"], report["int8"]
-    with Reranker.load(tmp_path, precision="fp32") as engine, Reranker.load(tmp_path, precision="int8") as small:
+    with (
+        Reranker.load(tmp_path, "onnx", precision="fp32") as engine,
+        Reranker.load(tmp_path, "onnx", precision="int8") as small,
+    ):
         expected = np.array(T5Ranker(str(tiny_t5("v1.0"))).get_scores(pairs[0][0], [d for _, d in pairs[:6]]))
         np.testing.assert_allclose(engine.probabilities(engine.scores(pairs[:6])), expected, atol=1e-4)
         np.testing.assert_allclose(small.probabilities(small.scores(pairs[:6])), expected, atol=0.05)
+    code = f"""
+import sys
+from inranker import Reranker
+assert len(Reranker.load({str(tmp_path)!r}, "onnx").rank("a", ["b", "c"])) == 2
+assert not {{"torch", "transformers"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_wo_goes_to_fp16_where_the_gate_refuses_it_in_int8(
