@@ -15,7 +15,14 @@ import httpx
 import psutil
 import pytest
 
-COMMAND = [str(Path(sys.executable).with_name("inranker")), "serve", "--no-page", "--no-log-requests"]
+COMMAND = [
+    str(Path(sys.executable).with_name("inranker")),
+    "serve",
+    "--no-page",
+    "--no-log-requests",
+    "--backend",
+    "onnx",
+]
 SHORT = {"model": "m", "query": "kaban", "documents": ["kaban lodel", "lodel"]}
 LONG = {"model": "m", "query": "kaban", "documents": ["kaban lodel mifir " * 40] * 250}
 

@@ -41,12 +41,14 @@ class OpenVinoBackend(PairwiseBackend):
         try:
             core = openvino.Core()
             model = core.compile_model(core.read_model(str(path)), "CPU", settings)
+            self.inputs = {name for port in model.inputs for name in port.names}
+            self._requests: SimpleQueue[Any] = SimpleQueue()
+            for _ in range(self.threads):
+                self._requests.put(model.create_infer_request())
+            # The binding sets itself up when it first reads and writes arrays, and hangs if two threads do so at a time.
+            self.run({name: np.ones((1, 2), dtype=np.int64) for name in self.inputs})
         except RuntimeError as error:
             raise ModelError(f"{path}: OpenVINO cannot run it: {str(error).strip().splitlines()[-1]}") from None
-        self.inputs = {name for port in model.inputs for name in port.names}
-        self._requests: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(self.threads):
-            self._requests.put(model.create_infer_request())
 
     def run(self, feed: dict[str, NDArray[np.int64]]) -> np.float32:
         """See `PairwiseBackend`."""

@@ -67,9 +67,7 @@ class RerankerEngine:
         self.sequences = reranker.sequences
         backend = reranker.backend
         self.batch_dependent = backend.batch_dependent
-        # OpenVINO scores as many batches at a time as it has threads; the others cut what they get among theirs.
-        streams = getattr(backend, "threads", 1) if backend.name == "openvino" else 1
-        self.batch_tokens = backend.batch_tokens * streams
+        self.batch_tokens = backend.batch_tokens
         # The back-ends for CPUs share one set of threads: while the last pairs of a batch are scored, the next batch
         # keeps the other threads busy. Torch starts as many threads for each call.
         self.parallel = 1 if backend.name == "torch" else 2
