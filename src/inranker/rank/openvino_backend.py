@@ -45,7 +45,7 @@ class OpenVinoBackend(PairwiseBackend):
             self._requests: SimpleQueue[Any] = SimpleQueue()
             for _ in range(self.threads):
                 self._requests.put(model.create_infer_request())
-            # The binding sets itself up when it first reads and writes arrays, and hangs if two threads do so at a time.
+            # The binding sets itself up when it first reads and writes arrays; two threads doing so at a time hang.
             self.run({name: np.ones((1, 2), dtype=np.int64) for name in self.inputs})
         except RuntimeError as error:
             raise ModelError(f"{path}: OpenVINO cannot run it: {str(error).strip().splitlines()[-1]}") from None
