@@ -111,7 +111,7 @@ def _shipped(name: str) -> Path:
     folder = _SHIPPED_FOLDER / name
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"{name}: its weights are not in this installation ({folder}); install from a complete checkout"
+            f"{name}: its weights are not in this checkout yet; name another model, such as a run's `export` folder"
         )
     return folder
 

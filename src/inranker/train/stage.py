@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from inranker.errors import InputError
+from inranker.label.teachers import pick_device
 from inranker.recipe import PhaseSettings, StudentSettings, TrainSettings
 from inranker.store import Manifest, fingerprint, folder_fingerprint, read_json, write_json
 from inranker.train.calibration import fit_affine
@@ -95,7 +96,9 @@ def train_student(
         results.append(result)
         current = result.student
     final = load_student(current)
+    final.module.to(pick_device())
     final.settings = replace(final.settings, calibration=_calibrate(final, split, train))
+    final.model.to("cpu")
     final.save(folder / "student")
     write_card(folder / "student", student.start, results)
     outcome = TrainResult(folder / "student", start, results)
@@ -123,6 +126,7 @@ def _run_phase(
         values = read_json(record)
         return PhaseResult(**{**values, "student": folder / values["student"]})
     student = load_student(start)
+    student.module.to(pick_device())  # Before Trainer would: the first look at agreement is scoring, too.
     held = tokenize(student, held_out, train)
     before = agreement(score_queries(student.module, held), held_out)
     checkpoints = folder / f"phase-{number}-checkpoints"
