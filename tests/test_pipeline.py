@@ -226,7 +226,8 @@ def test_recipes_that_ship_run_all_stages_at_tiny_size(
     shipped = load_recipe(name)
     small = {"count": 5, "depth": 30}
     start = {"t5": tiny_t5("v1.0"), "encoder": tiny_encoder}[shipped.student.kind]
-    teacher = {"seq2seq": tiny_t5("v1.1"), "cross-encoder": tiny_encoder, "causal": tiny_causal}[shipped.teacher.kind]
+    teachers = {"seq2seq": tiny_t5("v1.1"), "cross-encoder": tiny_encoder, "causal": tiny_causal}
+    teacher = (teachers | {"bi-encoder": tiny_encoder})[shipped.teacher.kind]
     changes = {
         "collection.source": str(tiny_collection),
         "supervised.collection": {"source": str(tiny_collection), "split": "train"},

@@ -104,7 +104,7 @@ def test_a_run_resumed_at_a_checkpoint_ends_like_an_uninterrupted_one(trained, t
     def killed(*args, progress, **kwargs):
         def advance(done, seen=[0]):  # noqa: B006
             seen[0] += done
-            if len(calls) == 0 and seen[0] == 20:  # past the first checkpoint of phase 1, before the second
+            if len(calls) == 0 and seen[0] == 30:  # past the first checkpoint of phase 1, before the second
                 calls.append("killed")
                 raise KeyboardInterrupt
 

@@ -56,13 +56,12 @@ class PhaseTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches in the plan's order; Trainer's own skipping resumes in the middle of it."""
         plan: Any = self.train_dataset
-        collate: Any = _to_tensors
         loader: DataLoader = DataLoader(
             plan,
-            batch_size=None,
+            batch_size=1,  # of batches: without a size there is no batch sampler, and resuming skips on one
             sampler=SequentialSampler(plan),
             num_workers=self.args.dataloader_num_workers,
-            collate_fn=collate,
+            collate_fn=_only_batch,
             pin_memory=self.args.device.type == "cuda",
             prefetch_factor=8 if self.args.dataloader_num_workers else None,
         )
@@ -197,6 +196,11 @@ class _Advance(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._progress(1)
+
+
+def _only_batch(batches: list[Batch]) -> dict[str, Any]:
+    """The loader's items are batches already."""
+    return _to_tensors(batches[0])
 
 
 def _to_tensors(batch: Batch) -> dict[str, Any]:
