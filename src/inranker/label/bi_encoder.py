@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 
-# Vectors kept between calls: a collection's documents meet many queries.
-_MOST_VECTORS = 200_000
-
-
 class BiEncoderTeacher:
     """Cosine of mean-pooled embeddings, as (-x / 2, +x / 2); every distinct text is embedded once."""
 
@@ -41,7 +37,6 @@ class BiEncoderTeacher:
         except (OSError, ValueError) as error:
             raise ModelError(f"{settings.model}: no encoder: {str(error).splitlines()[0]}") from None
         self.model = model.to(self.device).eval()
-        self._vectors: dict[str, np.ndarray] = {}
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(min(settings.max_length, model.config.max_position_embeddings))
         self.fingerprint = fingerprint(
@@ -71,15 +66,13 @@ class BiEncoderTeacher:
 
     def logits(self, pairs: Sequence[Pair]) -> Logits:
         """Halves of the cosine, float32 [n, 2]."""
-        vectors = self._vectors
-        new = [text for text in dict.fromkeys(text for pair in pairs for text in pair) if text not in vectors]
-        if len(vectors) + len(new) > _MOST_VECTORS:  # Start afresh; the texts of one call always have room.
-            vectors.clear()
-            new = list(dict.fromkeys(text for pair in pairs for text in pair))
-        if new:
-            vectors.update(zip(new, self.embed(new), strict=True))
-        half = np.array([vectors[q] @ vectors[d] for q, d in pairs], dtype=np.float32) / 2
-        return np.stack([-half, half], axis=1)
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        place = {text: row for row, text in enumerate(texts)}
+        vectors = self.embed(texts) if texts else np.empty((0, 1), np.float32)
+        left = vectors[[place[q] for q, _ in pairs]]
+        right = vectors[[place[d] for _, d in pairs]]
+        half = (left * right).sum(axis=1) / 2
+        return np.stack([-half, half], axis=1).astype(np.float32)
 
 
 TEACHERS.register("bi-encoder")(BiEncoderTeacher)
