@@ -50,7 +50,7 @@ def collection(tmp_path):
         "\n".join(json.dumps({"_id": f"d{i}", "title": "", "text": t}) for i, t in enumerate(DOCUMENTS))
     )
     (folder / "queries.jsonl").write_text(
-        "\n".join(json.dumps({"_id": f"q{i}", "text": f"kaban {i}"}) for i in range(40))
+        "\n".join(json.dumps({"_id": f"q{i}", "text": f"kaban mifir {i}"}) for i in range(40))
     )
     (folder / "qrels/test.tsv").write_text(
         "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td0\t1\n" for i in range(40))
@@ -90,3 +90,20 @@ def test_bench_measures_and_writes_json(run, tiny_exported, tmp_path):
     assert set(figures["latency"]) == {"10", "30", "100"}
     assert 0 < figures["cold_start_s"] < 60
     assert "pairs/s" in result.stdout
+
+
+def test_export_checks_int8_on_a_judged_collection(run, tiny_encoder, collection, tmp_path):
+    result = run("export", tiny_encoder, "--out", tmp_path / "out", "--collection", collection, "--json")
+    report = json.loads(result.stdout)
+    assert report == json.loads((tmp_path / "out/gate.json").read_text())
+    assert report["int8"]["judged"]
+    assert "40 queries with candidates are too few" in report["int8"]["refused"]
+    with Reranker.load(tmp_path / "out", "onnx") as ranker:
+        assert ranker.backend.precision == "fp32"
+
+
+def test_export_names_a_bad_line_of_pairs(run, tiny_encoder, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"query": "kaban", "documents": ["lodel"]}\n{"query": "kaban"}\n')
+    with pytest.raises(InputError, match=r"pairs\.jsonl:2"):
+        run("export", tiny_encoder, "--out", tmp_path / "out", "--pairs", path)

@@ -29,7 +29,10 @@ def export(
     ] = None,
     collection: Annotated[
         str | None,
-        typer.Option(help="In place of --pairs: a collection's own queries with BM25's documents.", metavar="DIR"),
+        typer.Option(
+            help="In place of --pairs: a collection's own queries with BM25's documents, by its judgements.",
+            metavar="DIR",
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="With --collection: whose queries.")] = "test",
     opset: Annotated[
@@ -52,9 +55,12 @@ def export(
     if pairs is not None and collection is not None:
         raise InputError("give --pairs or --collection, not both")
     folder = _folder(model)
-    chosen = _read_pairs(pairs) if pairs else _from_collection(collection, split) if collection else None
+    chosen = _read_pairs(pairs) if pairs else None
+    gains: list[float] | None = None
+    if collection is not None:
+        chosen, gains = _from_collection(collection, split)
     with progress(None, "export"):
-        report = export_model(folder, out or folder, int8=int8, pairs=chosen, opset=opset)
+        report = export_model(folder, out or folder, int8=int8, pairs=chosen, gains=gains, opset=opset)
     if as_json:
         print(json.dumps(report, indent=2))
     else:
@@ -85,7 +91,10 @@ def _read_pairs(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def _from_collection(source: str, split: str, queries: int = 100, depth: int = 30) -> list[tuple[str, str]]:
+def _from_collection(
+    source: str, split: str, queries: int = 100, depth: int = 30
+) -> tuple[list[tuple[str, str]], list[float] | None]:
+    """Pairs of some queries with BM25's documents, and their judgements where the collection has any."""
     from inranker.collection import read_collection
     from inranker.recipe import CollectionSettings
     from inranker.retrieve import BM25
@@ -95,7 +104,9 @@ def _from_collection(source: str, split: str, queries: int = 100, depth: int = 3
     chosen = sorted(read.queries, key=lambda query: fingerprint(query.id))[:queries]
     run = BM25.index(read.documents, "en").search(chosen, depth)
     contents = read.contents
-    return [(query.text, contents[d.document_id]) for query in chosen for d in run.get(query.id, [])]
+    places = [(query, d.document_id) for query in chosen for d in run.get(query.id, [])]
+    gains = [float(read.qrels.get(query.id, {}).get(d, 0)) for query, d in places]
+    return [(query.text, contents[d]) for query, d in places], gains if read.qrels else None
 
 
 def _print(report: dict[str, Any], out: Path) -> None:
