@@ -3,9 +3,11 @@
     python benchmarks/t5_cpu.py BEIR_FOLDER TOKENIZER_FOLDER [--queries 3] [--depth 100] [--threads 2]
 
 The weights are random in the exact shape of t5-small: speed does not depend on them; the agreement of int8 is only
-roughly that of a trained model. The pairs are BM25's, in its order, as a reranker gets them. Rounds are interleaved, a
-query at a time, so that a noisy machine disturbs all rows alike; ratios are taken within a round. `cpu` is processor
-time, which neighbours on the machine disturb least. `passes`: Kendall's tau to the published way is the gate's or more.
+roughly that of a trained model. The pairs are BM25's, in its order, as a reranker gets them. The published way is run
+with the attention that it had, eager, and with the SDPA that transformers has had for T5 since 2026. Rounds are
+interleaved, a query at a time, so that a noisy machine disturbs all rows alike; ratios are taken within a round. `cpu`
+is processor time, which neighbours on the machine disturb least. `passes`: Kendall's tau to the published way is the
+gate's or more.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ from inranker.types import Query
 Scores = Callable[[str, list[str]], np.ndarray]
 
 
-def published(folder: Path) -> Scores:
+def published(folder: Path, attention: str) -> Scores:
     """Batches of 32 in input order, padded to the longest, logits of the whole vocabulary."""
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, attn_implementation=attention).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     answers = tokenizer.convert_tokens_to_ids(["▁false", "▁true"])
 
@@ -101,7 +103,8 @@ def main() -> None:
         folder = Path(name)
         make_model(folder, arguments.tokenizer)
         systems = {
-            "published way, torch fp32": published(folder),
+            "published way": published(folder, "eager"),
+            "published way, SDPA": published(folder, "sdpa"),
             "torch fp32": engine(folder, arguments.threads, backend="torch", precision="fp32"),
             "onnx fp32": engine(folder, arguments.threads, backend="onnx", precision="fp32"),
             "onnx int8, wo fp16": engine(folder / "half", arguments.threads, backend="onnx", precision="int8"),
