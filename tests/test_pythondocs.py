@@ -108,6 +108,12 @@ def test_collection_does_not_depend_on_what_is_loaded_and_loads_nothing():
     assert outputs[0][2] == []
 
 
+def test_a_replaced_hook_of_the_interpreter_keeps_its_document(monkeypatch, documents):
+    monkeypatch.setattr(sys, "excepthook", lambda *_: None)
+    assert {document.id: document for document in read_pythondocs()} == documents
+    assert "sys.excepthook" in documents
+
+
 def test_re_exported_name_is_the_public_one(tmp_path):
     found = read(
         tmp_path,

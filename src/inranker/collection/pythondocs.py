@@ -290,6 +290,8 @@ def _loaded_documents() -> Iterator[Document]:
             yield from _loaded_document(public_name, module)
         # Shorter names first: of equal texts `set.union` is kept, not `frozenset.union`.
         for name, value in sorted(vars(module).items(), key=lambda item: (len(item[0]), item[0])):
+            if module is sys:  # A program may replace `sys.excepthook`; the original stays under `__excepthook__`.
+                value = getattr(sys, f"__{name}__", value)
             if not _is_public(name) or not isinstance(value, types.BuiltinFunctionType | type):
                 continue
             if value.__module__ in homes or (value is open and public_name == "builtins"):
