@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from inranker.errors import InputError, ModelError
 from inranker.models import resolve
@@ -54,9 +55,11 @@ class Student:
 class OneLogit(nn.Module):
     """A sequence classifier with one label, as margins."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        if model.config.model_type == "bert":
+            _compute_first_token_only(model.bert.encoder.layer[-1])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Margins, float32 [n]."""
@@ -64,6 +67,31 @@ class OneLogit(nn.Module):
         if token_type_ids is not None and getattr(self.model.config, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = token_type_ids
         return self.model(**inputs).logits[:, 0].float()
+
+
+def _compute_first_token_only(layer: Any) -> None:
+    """Let a BERT's last layer compute what reaches each sequence's first token, all that the head reads.
+
+    Of the layer's products only keys and values are taken over all tokens: a sixth of its work, which is half of all
+    the work of a student with two layers. The layer's parameters and their names stay as they are.
+    """
+    attention, parts = layer.attention, layer.attention.self
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (parts.num_attention_heads, -1)).transpose(1, 2)
+
+    def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
+        first = hidden_states[:, :1]
+        context = functional.scaled_dot_product_attention(
+            heads(parts.query(first)),
+            heads(parts.key(hidden_states)),
+            heads(parts.value(hidden_states)),
+            attn_mask=None if attention_mask is None else attention_mask[:, :, :1],
+            dropout_p=parts.dropout.p if parts.training else 0.0,
+        )
+        return attention.output(context.transpose(1, 2).flatten(2), first), None
+
+    attention.forward = forward
 
 
 def load_student(folder: str | Path, kind: str = "encoder", max_length: int | None = None) -> Student:
@@ -85,7 +113,7 @@ def load_student(folder: str | Path, kind: str = "encoder", max_length: int | No
 
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=1, dtype=torch.float32, ignore_mismatched_sizes=True
+            folder, num_labels=1, dtype=torch.float32, ignore_mismatched_sizes=True, attn_implementation="sdpa"
         )
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:
