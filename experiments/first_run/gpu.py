@@ -1,43 +1,33 @@
-"""The first run's GPU work: teachers, synthetic queries, soft labels, students, and scores of every set.
+"""The first run's GPU work of which something was kept: synthetic queries, their candidates, the teacher's adapter.
 
-    python experiments/first_run/gpu.py all WORK OUT [--tiny]
+    python experiments/first_run/gpu.py all --work WORK --out OUT [--tiny]
 
-WORK holds what `prepare.py` wrote, the base models (`qwen`, `minilm`: folders or a GGUF file) and the development
-judgements; OUT gets adapters, queries, labels, students, scores and `log.txt`. Every step is a process of its own on
-one GPU, skipped when its result is there. `--tiny` runs every step at toy size.
+WORK holds what `prepare.py` wrote and the base model (`qwen`: a folder with a GGUF file, or a transformers folder); OUT
+gets queries, candidates, adapter and `log.txt`. Every step is skipped when its result is there. What that run tried
+beyond (labels, students) came to nothing and is done anew in `second_run`.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import re
-import shutil
-import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 import numpy as np
+from common import SEED, Work, convert, log
 from prepare import NearTexts
 
-from inranker.recipe import (
-    GenerateSettings,
-    LabelSettings,
-    NegativeSettings,
-    PhaseSettings,
-    StudentSettings,
-    TeacherSettings,
-    TrainSettings,
-    TrainTeacherSettings,
-)
+from inranker.recipe import GenerateSettings, NegativeSettings, TrainTeacherSettings
 from inranker.store import read_json, read_parquet, write_json, write_parquet
-from inranker.types import Document, Pair, Query, SyntheticQuery
+from inranker.types import Query, SyntheticQuery
 
-SEED = 20
 # corpus -> (documents, synthetic queries a document): small corpora get more, so that none is drowned.
 PHASE_2 = {
     "scifact": (5183, 1),
@@ -48,55 +38,27 @@ PHASE_2 = {
     "climate_fever_sent": (2600, 1),
     "general": (4000, 1),
 }
-UNSEEN = {"scifact", "stackx_beer"}  # left out of the student that shows whether phase 2 carries over
 STYLES = ["inpars", "claim", "keywords", "title"]
 GENERATE_SECONDS = 175
 QUERIES_A_TEACHER = 6_500
-MOST_ROWS = {"phase1": 8_000}
 
 
-class Work:
-    """Paths and the files every step reads."""
-
-    def __init__(self, work: Path, out: Path, tiny: bool) -> None:
-        self.work, self.out, self.tiny = work, out, tiny
-        self.base = str(out / "base") if (out / "base").is_dir() else str(work / "qwen")
-
-    def documents(self) -> dict[str, list[Document]]:
-        """Corpus -> documents."""
-        table = read_parquet(self.work / "documents.parquet").to_pylist()
-        corpora: dict[str, list[Document]] = {}
-        for row in table:
-            corpora.setdefault(row["corpus"], []).append(Document(row["id"], row["text"], row["title"]))
-        return {name: found[:60] for name, found in corpora.items()} if self.tiny else corpora
-
-    def contents(self) -> dict[str, str]:
-        """`corpus/id` -> content."""
-        table = read_parquet(self.work / "documents.parquet").to_pylist()
-        return {f"{r['corpus']}/{r['id']}": Document(r["id"], r["text"], r["title"]).content for r in table}
-
-    def rows(self, name: str) -> list[dict[str, Any]]:
-        """Rows of a prepared table, a sample of them at toy size."""
-        rows = read_parquet(self.work / f"{name}.parquet").to_pylist()
-        return rows[:: max(len(rows) // 40, 1)] if self.tiny else rows[: MOST_ROWS.get(name)]
+def documents(w: Work) -> dict[str, list[Any]]:
+    """Corpus -> documents, a few of them at toy size."""
+    return {name: found[:60] if w.tiny else found for name, found in w.documents().items()}
 
 
-def convert(w: Work) -> None:
-    """Dequantise the base model once, so that every later step loads it fast."""
-    from inranker.models import resolve, transformers_folder
-
-    source = w.work / "qwen"
-    files = list(source.glob("*.gguf"))
-    folder = transformers_folder(resolve(str(files[0]))) if files else source
-    shutil.copytree(folder, w.out / "base.part", dirs_exist_ok=True)
-    (w.out / "base.part").rename(w.out / "base")
+def rows_of(w: Work, name: str) -> list[dict[str, Any]]:
+    """Rows of a prepared table, a sample of them at toy size."""
+    rows = w.rows(name)
+    return rows[:: max(len(rows) // 40, 1)] if w.tiny else rows
 
 
 def generate(w: Work) -> None:
     """Synthetic queries for every corpus of phase 2: all shards that are done in time, filtered."""
     from inranker.generate import generate_queries
 
-    corpora = w.documents()
+    corpora = documents(w)
     rng = np.random.default_rng(SEED)
     asked = []
     for name, (count, copies) in PHASE_2.items():
@@ -162,7 +124,7 @@ def candidates(w: Work) -> None:
     from inranker.retrieve import BM25
     from inranker.retrieve.negatives import sample_candidates
 
-    corpora = w.documents()
+    corpora = documents(w)
     by_corpus: dict[str, list[dict[str, Any]]] = {}
     for row in read_parquet(w.out / "synthetic.parquet").to_pylist():
         if w.tiny:  # A random model writes nothing that BM25 could find.
@@ -191,7 +153,7 @@ def teacher(w: Work, name: str) -> None:
 
     contents = w.contents()
     rng = np.random.default_rng(SEED)
-    rows = [{**r, "documents": [f"general/{d}" for d in r["documents"]]} for r in w.rows("teacher")]
+    rows = [{**r, "documents": [f"general/{d}" for d in r["documents"]]} for r in rows_of(w, "teacher")]
     rows = [rows[i] for i in rng.permutation(len(rows))]
     if name == "mix":
         synthetic = [r for r in read_parquet(w.out / "phase2.parquet").to_pylist() if 1 <= r["bm25_rank"] <= 100]
@@ -220,285 +182,25 @@ def teacher(w: Work, name: str) -> None:
     write_json(w.out / f"teacher-{name}.json", history)
 
 
-def teacher_settings(w: Work, name: str) -> TeacherSettings:
-    """How a trained teacher, or the base model's query likelihood (`ql`), is asked."""
-    if name == "ql":
-        return TeacherSettings(kind="query-likelihood", model=w.base, max_length=320, batch_tokens=65536)
-    place = {"model": str(w.out / "teacher-full")} if name == "full" else {
-        "model": w.base, "adapter": str(w.out / f"teacher-{name}")
-    }  # fmt: skip
-    return TeacherSettings(kind="causal", max_length=512, batch_tokens=98304, **place)
-
-
-def score_teacher(w: Work, name: str, sets: str) -> None:
-    """A teacher's margins of the development sets (top 50) or of the test sets (top 100)."""
-    from inranker.label import load_teacher
-
-    dev = sets == "dev"
-    rows = [r for r in w.rows("scored") if r["set"].startswith("dev_") == dev]
-    if dev:
-        rows = [{**r, "documents": r["documents"][:50]} for r in rows]
-    contents = w.contents()
-    pairs = [Pair(r["text"], contents[f"{r['corpus']}/{d}"]) for r in rows for d in r["documents"]]
-    model = load_teacher(teacher_settings(w, name))
-    started = time.monotonic()
-    logits = model.logits(pairs)
-    log(w, f"score {name} {sets}: {len(pairs)} pairs, {len(pairs) / (time.monotonic() - started):.0f} pairs/s")
-    write_scores(w, f"{name}-{sets}", rows, logits[:, 1] - logits[:, 0])
-
-
-def write_scores(w: Work, name: str, rows: list[dict[str, Any]], margins: np.ndarray) -> None:
-    """Scores by set and query, and the development figures, whose judgements are here."""
-    ends = np.cumsum([len(r["documents"]) for r in rows])[:-1]
-    split = np.split(np.asarray(margins, np.float32), ends)
-    columns = {key: [r[key] for r in rows] for key in ("set", "id", "documents")}
-    write_parquet(w.out / f"scores-{name}.parquet", {**columns, "margins": [m.tolist() for m in split]})
-    qrels = read_json(w.work / "dev_qrels.json")
-    figures: dict[str, list[float]] = {}
-    for row, scores in zip(rows, split, strict=True):
-        if row["set"] in qrels:
-            grades = qrels[row["set"]].get(row["id"], {})
-            figures.setdefault(row["set"], []).append(ndcg(row["documents"], scores, grades))
-    means = {name: round(float(np.mean(values)), 4) for name, values in figures.items()}
-    log(w, f"dev nDCG@10 {name}: {means} mean {np.mean(list(means.values())) if means else float('nan'):.4f}")
-    write_json(w.out / f"dev-{name}.json", means)
-
-
-def ndcg(documents: list[str], scores: np.ndarray, grades: dict[str, int], k: int = 10) -> float:
-    """nDCG@k with linear gains, as trec_eval's."""
-    discount = 1 / np.log2(np.arange(2, k + 2))
-    order = np.argsort(-scores, kind="stable")[:k]
-    gains = np.array([grades.get(documents[i], 0) for i in order], dtype=float)
-    ideal = np.sort(np.array(list(grades.values()), dtype=float))[::-1][:k]
-    best = (ideal * discount[: len(ideal)]).sum()
-    return float((gains * discount[: len(gains)]).sum() / best) if best > 0 else 0.0
-
-
-def label(w: Work, part: int, parts: int) -> None:
-    """Soft labels of phase 1 and phase 2 by the chosen teacher: this process's share of the queries."""
-    from inranker.label import LabelStore, label_candidates, load_teacher
-
-    contents = w.contents()
-    phase_1 = [{**r, "documents": [f"general/{d}" for d in r["documents"]]} for r in w.rows("phase1")]
-    rows = (phase_1 + read_parquet(w.out / "phase2.parquet").to_pylist())[part::parts]
-    model = load_teacher(teacher_settings(w, "lora"))
-    started = time.monotonic()
-    path = label_candidates(
-        model,
-        {r["id"]: r["text"] for r in rows},
-        {r["id"]: r["documents"] for r in rows},
-        contents,
-        w.out / f"label-{part}",
-        LabelStore(w.out / "store"),
-        LabelSettings(shard_size=32768 if not w.tiny else 256),
-    )
-    count = sum(len(r["documents"]) for r in rows)
-    log(w, f"label {part}: {count} pairs, {count / (time.monotonic() - started):.0f} pairs/s")
-    shutil.copy(path, w.out / f"labels-{part}.parquet")
-
-
-def students(tiny: bool) -> dict[str, dict[str, Any]]:
-    """The students of this run: name -> start, layers, phases, and which corpora phase 2 has."""
-    rate = 1.5e-4
-
-    def phases(loss: Any, labels: str = "soft", epochs: float = 1) -> list[PhaseSettings]:
-        shared = {"loss": loss, "labels": labels, "learning_rate": rate, "queries_per_batch": 32, "evaluations": 4}
-        if tiny:
-            shared |= {"queries_per_batch": 8}
-        return [
-            PhaseSettings(data="supervised", epochs=1, **shared),
-            PhaseSettings(data="synthetic", epochs=epochs, **shared),
-        ]
-
-    return {
-        "mini": {"phases": phases("margin_mse", epochs=2), "gpu": 0},
-        "nano": {"phases": phases("margin_mse", epochs=3), "gpu": 0, "layers": [0, 3 if tiny else 5]},
-        "mse": {"phases": phases("mse"), "gpu": 1},
-        "hard": {"phases": phases("infonce", "hard"), "gpu": 1},
-        "unseen": {"phases": phases("margin_mse"), "gpu": 1, "without": UNSEEN},
-    }
-
-
-def student(w: Work, name: str) -> None:
-    """Train one student and score every set with it, and with its phase 1."""
-    from inranker.train import join_labels, train_student
-    from inranker.types import SoftLabel
-
-    plan = students(w.tiny)[name]
-    contents = w.contents()
-    labels: dict[str, list[SoftLabel]] = {}
-    for path in sorted(w.out.glob("labels-*.parquet")):
-        for row in read_parquet(path).to_pylist():
-            labels.setdefault(row["query_id"], []).append(SoftLabel(**row))
-    phase_1 = {r["id"]: r for r in w.rows("phase1")}
-    phase_2 = {r["id"]: r for r in read_parquet(w.out / "phase2.parquet").to_pylist()}
-    phase_2 = {i: r for i, r in phase_2.items() if r["corpus"] not in plan.get("without", ())}
-    data = {}
-    for kind, rows in (("supervised", phase_1), ("synthetic", phase_2)):
-        relevant = {
-            i: {d if "/" in d else f"general/{d}" for d, g in zip(r["documents"], r["grades"], strict=True) if g}
-            for i, r in rows.items()
-        }
-        data[kind] = join_labels(
-            {i: r["text"] for i, r in rows.items()}, contents, {i: labels[i] for i in rows if i in labels}, relevant
-        )
-    settings = TrainSettings(held_out=0.02, batch_tokens=32768, phases=plan["phases"])
-    started = time.monotonic()
-    result = train_student(
-        StudentSettings(start=str(w.work / "minilm"), layers=plan.get("layers"), max_length=512 if not w.tiny else 128),
-        settings,
-        data,
-        w.out / f"train-{name}",
-        seed=SEED,
-        workers=3 if not w.tiny else 0,
-    )
-    agreements = [(p.name, round(p.agreement_before, 4), round(p.agreement_after, 4), p.kept) for p in result.phases]
-    log(w, f"student {name}: {time.monotonic() - started:.0f} s, {agreements}")
-    score_student(w, name, result.student)
-    if name == "mini":
-        score_student(w, "phase1", w.out / f"train-{name}" / "phase-1")
-
-
-def score_student(w: Work, name: str, folder: Path) -> None:
-    """A student's margins of every set."""
-    import torch
-
-    from inranker.train.data import TokenizedQueries, TrainingQuery
-    from inranker.train.students import load_student
-    from inranker.train.trainer import score_queries
-
-    contents = w.contents()
-    rows = w.rows("scored")
-    data = [
-        TrainingQuery(
-            r["id"],
-            r["text"],
-            [contents[f"{r['corpus']}/{d}"] for d in r["documents"]],
-            np.zeros(len(r["documents"]), int),
-        )
-        for r in rows
-    ]
-    model = load_student(folder, max_length=512 if not w.tiny else 128)
-    if torch.cuda.is_available():
-        model.module.cuda()
-    queries = TokenizedQueries(data, model.sequences, model.pad_id, 131072)
-    margins = score_queries(model.module, queries, 64, bf16=torch.cuda.is_available())
-    write_scores(w, f"student-{name}", rows, np.concatenate(margins))
-
-
-def pack(w: Work, name: str, target: str) -> None:
-    """A student in half precision, as files small enough to carry."""
-    from safetensors.numpy import load_file, save_file
-
-    folder = w.out / f"train-{name}" / "student"
-    half = w.out / f"half-{name}"
-    shutil.copytree(folder, half, dirs_exist_ok=True)
-    weights = load_file(folder / "model.safetensors")
-    save_file({k: v.astype(np.float16) for k, v in weights.items()}, half / "model.safetensors", {"format": "pt"})
-    archive = subprocess.run(["tar", "c", "-C", str(w.out), half.name], check=True, capture_output=True).stdout
-    for number in range(0, len(archive), 15 << 20):
-        (Path(target) / f"{name}.tar.{number >> 20:03d}").write_bytes(archive[number : number + (15 << 20)])
-
-
-def score_start(w: Work) -> None:
-    """The bi-encoder that the students start from, as a ranker of its own."""
-    from inranker.label import load_teacher
-
-    contents = w.contents()
-    rows = w.rows("scored")
-    model = load_teacher(TeacherSettings(kind="bi-encoder", model=str(w.work / "minilm"), batch_tokens=65536))
-    logits = model.logits([Pair(r["text"], contents[f"{r['corpus']}/{d}"]) for r in rows for d in r["documents"]])
-    write_scores(w, "minilm", rows, logits[:, 1] - logits[:, 0])
-
-
-def log(w: Work, text: str) -> None:
-    """One line, in the log file and on the terminal."""
-    line = f"{time.strftime('%H:%M:%S')} {text}\n"
-    with (w.out / "log.txt").open("a") as file:
-        file.write(line)
-    sys.stdout.write(line)
-
-
-# step -> (which file it leaves, steps it waits for, GPUs it may run on). Order: first come, first started.
-def steps(tiny: bool) -> dict[str, tuple[str, list[str], str]]:
-    """The plan: what each step leaves, what it needs, and its GPU (`0`, `1`, or `` for none)."""
-    labels = ["label 0 2", "label 1 2"]
-    plan = {
-        "convert": ("base", [], ""),
-        "score_start": ("dev-minilm.json", [], "0"),
-        "teacher lora": ("teacher-lora.json", ["convert"], "0"),
-        "generate": ("synthetic.parquet", ["convert"], "1"),
-        "candidates": ("phase2.parquet", ["generate"], ""),
-        "label 0 2": ("labels-0.parquet", ["teacher lora", "candidates"], "0"),
-        "label 1 2": ("labels-1.parquet", ["teacher lora", "candidates"], "1"),
-    }
-    for name, student_plan in students(tiny).items():
-        plan[f"student {name}"] = (f"scores-student-{name}.parquet", labels, str(student_plan["gpu"]))
-    plan["score_teacher lora dev"] = ("scores-lora-dev.parquet", labels, "1")
-    plan["score_teacher lora test"] = ("scores-lora-test.parquet", labels, "1")
-    return plan
-
-
-def run_all(w: Work) -> None:
-    """Start each step as soon as what it waits for is there; a failed step ends those behind it, not the others."""
-    plan = steps(w.tiny)
-    failed: set[str] = set()
-    done = {name for name, (leaves, *_) in plan.items() if (w.out / leaves).exists()}
-    running: dict[str, subprocess.Popen] = {}
-    while len(done | failed) < len(plan):
-        for name, (_, needs, gpu) in plan.items():
-            if name in done or name in failed or name in running:
-                continue
-            if any(n in failed for n in needs):
-                failed.add(name)
-                log(w, f"SKIPPED {name}")
-            elif all(n in done for n in needs):
-                running[name] = start(w, name, gpu)
-        time.sleep(0.5)
-        for name, process in list(running.items()):
-            if process.poll() is not None:
-                del running[name]
-                (failed if process.returncode else done).add(name)
-                log(w, f"{'FAILED' if process.returncode else 'done'} {name}")
-    (w.out / "finished").touch()
-
-
-def start(w: Work, name: str, gpu: str) -> subprocess.Popen:
-    """One step as a process on its GPU."""
-    words = name.split()
-    log(w, f"start {name}")
-    out = (w.out / f"step-{'-'.join(words)}.txt").open("w")
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu, "TOKENIZERS_PARALLELISM": "true", "OMP_NUM_THREADS": "4"}
-    command = [
-        sys.executable,
-        __file__,
-        *words,
-        "--work",
-        str(w.work),
-        "--out",
-        str(w.out),
-        *(["--tiny"] if w.tiny else []),
-    ]
-    return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
-
-
 def main() -> None:
-    """Run one step, or all of them."""
+    """The steps whose results are not there yet, one after another."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", nargs="+")
+    parser.add_argument("step", choices=["all", "convert", "generate", "candidates", "teacher"])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     w = Work(arguments.work, arguments.out, arguments.tiny)
-    name, *rest = arguments.step
-    calls: dict[str, Any] = {
-        "all": run_all, "convert": convert, "generate": generate, "candidates": candidates, "teacher": teacher,
-        "score_teacher": score_teacher, "pack": pack, "student": student, "score_start": score_start,
-        "label": lambda w, part, parts: label(w, int(part), int(parts)),
-    }  # fmt: skip
-    calls[name](w, *rest)
+    calls = {
+        "convert": ("base", convert),
+        "teacher": ("teacher-lora.json", lambda w: teacher(w, "lora")),
+        "generate": ("synthetic.parquet", generate),
+        "candidates": ("phase2.parquet", candidates),
+    }
+    for name, (leaves, call) in calls.items():
+        if arguments.step in ("all", name) and not (w.out / leaves).exists():
+            call(w)
 
 
 if __name__ == "__main__":
