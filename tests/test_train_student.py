@@ -1,19 +1,24 @@
 """Training of an encoder student, end to end on tiny models."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
 
 from conftest import WORDS
 from inranker.errors import InputError
 from inranker.recipe import PhaseSettings, StudentSettings, TrainSettings
 from inranker.sequence import ModelSettings
+from inranker.store import read_json
 from inranker.train import TrainingQuery, train_student
 from inranker.train.agreement import kendall_tau
 from inranker.train.calibration import fit_affine
 from inranker.train.data import BatchPlan, TokenizedQueries
+from inranker.train.guide import Guide
 from inranker.train.students import load_student
 from inranker.train.trainer import score_queries
 
@@ -190,3 +195,58 @@ def test_the_start_is_not_changed(tiny_encoder, tmp_path):
     before = (copy / "config.json").read_bytes()
     train_student(StudentSettings(start=str(copy), layers=[1]), settings(epochs=0.2), DATA, tmp_path / "out", seed=0)
     assert (copy / "config.json").read_bytes() == before and isinstance(copy, Path)
+
+
+def test_a_cut_student_that_follows_its_start_comes_nearer_to_it(trained, tiny_encoder, tmp_path):
+    """After as many steps, on the same pairs: the states say more than the margins alone."""
+    whole = load_student(trained.student)
+    data = {"supervised": []}
+    for query, margins in zip(
+        DATA["supervised"],
+        score_queries(whole.module, TokenizedQueries(DATA["supervised"], whole.sequences, whole.pad_id, 2048)),
+        strict=True,
+    ):
+        data["supervised"].append(replace(query, margins=margins))
+    agreements = {}
+    for states in (0.0, 4.0):
+        phase = PhaseSettings(
+            data="supervised", loss="margin_mse", states=states, learning_rate=3e-3, epochs=3, queries_per_batch=8
+        )
+        result = train_student(
+            StudentSettings(start=str(trained.student), layers=[1], max_length=64, dropout=0.0),
+            TrainSettings(held_out=0.2, batch_tokens=2048, phases=[phase]),
+            data,
+            tmp_path / str(states),
+            seed=7,
+        )
+        agreements[states] = result.phases[0].agreement_after
+    assert agreements[4.0] > agreements[0.0]
+    assert read_json(tmp_path / "4.0" / "student" / "config.json")["hidden_dropout_prob"] == 0
+
+
+def test_the_guide_is_at_no_distance_from_itself(tiny_encoder):
+    student = load_student(tiny_encoder, max_length=64)
+    batch = TokenizedQueries(DATA["supervised"][:3], student.sequences, student.pad_id, 2048).batch(range(3))
+    chunk = {k: torch.from_numpy(v) for k, v in batch.chunks[0]._asdict().items() if k != "place"}
+    student.module.eval()
+    guide = Guide(load_student(tiny_encoder, max_length=64), range(student.model.config.num_hidden_layers))
+    margins, distance = guide.follow(student.module, chunk)
+    assert float(distance) < 1e-6
+    assert torch.allclose(margins, student.module(**chunk), atol=1e-6)
+
+
+def test_the_last_layer_computes_only_what_the_head_reads(tiny_encoder):
+    student = load_student(tiny_encoder, max_length=64)
+    batch = TokenizedQueries(DATA["supervised"][:3], student.sequences, student.pad_id, 2048).batch(range(3))
+    chunk = {k: torch.from_numpy(v) for k, v in batch.chunks[0]._asdict().items() if k != "place"}
+    whole = AutoModelForSequenceClassification.from_pretrained(tiny_encoder, num_labels=1).eval()
+    student.module.eval()
+    expected = whole(**chunk).logits[:, 0]
+    found, states = student.module.states(**chunk)
+    assert states[-1].shape[1] == 1
+    assert torch.allclose(found, expected, atol=1e-5)
+    for logits, model in ((expected, whole), (found, student.model)):
+        logits.sum().backward()
+        assert model.bert.embeddings.word_embeddings.weight.grad.abs().sum() > 0
+    gradients = [m.bert.encoder.layer[0].output.dense.weight.grad for m in (whole, student.model)]
+    assert torch.allclose(*gradients, atol=1e-4)

@@ -159,6 +159,7 @@ class StudentSettings(Settings):
     start: str = "inranker-mini"
     layers: list[int] | None = Field(None, description="which layers of the start to keep; None: all")
     max_length: int = 512
+    dropout: float | None = Field(None, ge=0, lt=1, description="in training; None: the start's own")
 
 
 class PhaseSettings(Settings):
@@ -172,6 +173,11 @@ class PhaseSettings(Settings):
     loss: dict[str, float] = {"mse": 1.0}
     temperature: float = Field(1.0, gt=0, description="divides both margins in `kl`")
     scale: float = Field(1.0, gt=0, description="the teacher's margins are multiplied by this in every loss")
+    states: float = Field(
+        0.0,
+        ge=0,
+        description="weight of following the uncut start from layer to layer (encoders with `student.layers`)",
+    )
     learning_rate: float = 7e-5
     epochs: float = 1
     queries_per_batch: int = 32
@@ -262,6 +268,10 @@ class Recipe(Settings):
             raise ValueError(
                 "a phase wants supervised queries: add a table [supervised], or let its data be 'synthetic'"
             )
+        if any(phase.states for phase in self.train.phases) and not (
+            self.student.layers and self.student.kind == "encoder"
+        ):
+            raise ValueError("phase.states follows the layers that an encoder was cut from: set student.layers")
         if self.train_teacher is not None and self.supervised is None:
             raise ValueError("[train_teacher] learns from supervised queries: add a table [supervised]")
         return self

@@ -12,11 +12,13 @@ import numpy as np
 
 from inranker.errors import InputError
 from inranker.label.teachers import pick_device
+from inranker.models import resolve
 from inranker.recipe import PhaseSettings, StudentSettings, TrainSettings
 from inranker.store import Manifest, fingerprint, folder_fingerprint, read_json, write_json
 from inranker.train.calibration import fit_affine
 from inranker.train.card import write_card
 from inranker.train.data import TokenizedQueries, TrainingQuery, split_held_out
+from inranker.train.guide import Guide
 from inranker.train.losses import SOFT
 from inranker.train.students import Student, build_start, load_student
 from inranker.train.trainer import agreement, score_queries, train_phase
@@ -92,7 +94,8 @@ def train_student(
     results = []
     for number, phase in enumerate(train.phases, 1):
         training, held_out = _select(split, phase, number)
-        result = _run_phase(number, current, training, held_out, phase, train, folder, seed, progress, workers)
+        guide = _guide(student) if phase.states else None
+        result = _run_phase(number, current, training, held_out, phase, train, folder, seed, progress, workers, guide)
         results.append(result)
         current = result.student
     final = load_student(current)
@@ -119,6 +122,7 @@ def _run_phase(
     seed: int,
     progress: Callable[[int], None],
     workers: int,
+    guide: Guide | None,
 ) -> PhaseResult:
     name = f"phase {number} ({phase.data}, {phase.labels} labels)"
     target, record = folder / f"phase-{number}", folder / f"phase-{number}.json"
@@ -140,6 +144,7 @@ def _run_phase(
         seed=seed + number,
         progress=progress,
         workers=workers,
+        guide=guide and guide.to(pick_device()),
     )
     after = agreement(score_queries(student.module, held), held_out)
     student.model.to("cpu")
@@ -150,6 +155,12 @@ def _run_phase(
     write_json(record, {**asdict(result), "student": result.student.relative_to(folder).as_posix()})
     shutil.rmtree(checkpoints, ignore_errors=True)
     return result
+
+
+def _guide(student: StudentSettings) -> Guide:
+    """The start before its layers were cut."""
+    whole = load_student(resolve(student.start), student.kind, student.max_length)
+    return Guide(whole, student.layers or [])
 
 
 def tokenize(student: Student, data: Sequence[TrainingQuery], train: TrainSettings) -> TokenizedQueries:

@@ -18,6 +18,7 @@ from inranker.sequence import EncoderSequences, ModelSettings
 from inranker.store import atomic_folder
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "spiece.model")
+_DROPOUTS = frozenset({"hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate", "attention_dropout"})
 
 
 @dataclass
@@ -63,10 +64,19 @@ class OneLogit(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Margins, float32 [n]."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if token_type_ids is not None and getattr(self.model.config, "type_vocab_size", 0) > 1:
-            inputs["token_type_ids"] = token_type_ids
-        return self.model(**inputs).logits[:, 0].float()
+        return self._run(input_ids, attention_mask, token_type_ids).logits[:, 0].float()
+
+    def states(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Margins [n], and the states [n, tokens, width] before the first layer and after each."""
+        outputs = self._run(input_ids, attention_mask, token_type_ids, output_hidden_states=True)
+        return outputs.logits[:, 0].float(), outputs.hidden_states
+
+    def _run(self, ids: Tensor, mask: Tensor, types: Tensor | None, **options: Any) -> Any:
+        if types is not None and getattr(self.model.config, "type_vocab_size", 0) > 1:
+            options["token_type_ids"] = types
+        return self.model(input_ids=ids, attention_mask=mask, **options)
 
 
 def _compute_first_token_only(layer: Any) -> None:
@@ -135,6 +145,9 @@ def build_start(settings: StudentSettings, folder: str | Path, seed: int) -> Pat
     student = load_student(resolve(settings.start), settings.kind, settings.max_length)
     if settings.layers is not None:
         keep_layers(student.model, settings.layers)
+    if settings.dropout is not None:
+        for name in _DROPOUTS & set(vars(student.model.config)):
+            setattr(student.model.config, name, settings.dropout)
     student.settings = replace(
         student.settings, max_length=min(settings.max_length, student.settings.max_length), calibration=None
     )

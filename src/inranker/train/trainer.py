@@ -17,6 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from inranker.recipe import PhaseSettings
 from inranker.train.agreement import mean_kendall_tau
 from inranker.train.data import Batch, BatchPlan, QuerySource, TrainingQuery
+from inranker.train.guide import Guide
 from inranker.train.losses import Scores, mix
 
 # A chunk as tensors: the student's arguments, and each row's `place` in the batch.
@@ -26,22 +27,42 @@ Inputs = dict[str, Tensor]
 class PhaseModel(nn.Module):
     """A student with its loss: scores a batch's chunks, puts the margins back in order, and compares."""
 
-    def __init__(self, student: nn.Module, phase: PhaseSettings) -> None:
+    def __init__(self, student: nn.Module, phase: PhaseSettings, guide: Guide | None = None) -> None:
         super().__init__()
         self.student = student
         self._loss = mix(phase.loss)
         self._phase = phase
+        self._guide = guide  # No module of this one: it is neither trained nor kept in checkpoints.
 
     def forward(self, chunks: list[Inputs], group: Tensor, margins: Tensor, grades: Tensor) -> dict[str, Tensor]:
         """`loss` (a number) and `margins` of the student, float32 [n]."""
-        y = score_chunks(self.student, chunks)
+        if self._guide is None:
+            y, distance = score_chunks(self.student, chunks), margins.new_zeros(())
+        else:
+            y, distance = self._follow(self._guide, chunks)
         scores = Scores(y, margins * self._phase.scale, grades, group, self._phase.temperature)
-        return {"loss": self._loss(scores), "margins": y}
+        return {"loss": self._loss(scores) + self._phase.states * distance, "margins": y}
+
+    def _follow(self, guide: Guide, chunks: list[Inputs]) -> tuple[Tensor, Tensor]:
+        student: Any = self.student
+        parts = [guide.follow(student, _arguments(chunk)) for chunk in chunks]
+        rows = torch.tensor([len(margins) for margins, _ in parts], device=parts[0][1].device)
+        distances = torch.stack([distance for _, distance in parts])
+        return _in_order([margins for margins, _ in parts], chunks), (distances * rows).sum() / rows.sum()
 
 
 def score_chunks(module: nn.Module, chunks: list[Inputs]) -> Tensor:
     """A batch's margins in the batch's order, float32 [n]."""
-    y = torch.cat([module(**{name: c[name] for name in c if name != "place"}) for c in chunks])
+    return _in_order([module(**_arguments(chunk)) for chunk in chunks], chunks)
+
+
+def _arguments(chunk: Inputs) -> Inputs:
+    """The student's, of a chunk."""
+    return {name: chunk[name] for name in chunk if name != "place"}
+
+
+def _in_order(margins: list[Tensor], chunks: list[Inputs]) -> Tensor:
+    y = torch.cat(margins)
     return torch.empty_like(y).index_put((torch.cat([c["place"] for c in chunks]),), y)
 
 
@@ -134,8 +155,11 @@ def train_phase(
     progress: Callable[[int], None] = lambda done: None,
     workers: int = 0,
     checkpoints: bool = True,
+    guide: Guide | None = None,
 ) -> list[dict[str, float]]:
     """Train `module` in place, ending with the checkpoint that agreed best with the teacher on `held_out`.
+
+    A `guide`, where the phase's `states` asks for one, shows it the way of the ranker that it was cut from.
 
     Checkpoints in `folder` let a killed run go on; without `checkpoints` nothing is written and the last state stays.
     Returns the history: step, loss, learning rate, agreement.
@@ -169,7 +193,7 @@ def train_phase(
         use_cpu=not on_gpu,
     )
     trainer = PhaseTrainer(
-        model=PhaseModel(module, phase),
+        model=PhaseModel(module, phase, guide),
         args=arguments,
         train_dataset=plan,
         eval_dataset=[None],  # Trainer insists on one; ours is `held_out`.
