@@ -51,6 +51,31 @@ def test_batches_on_the_device_are_the_packages_own_sequences(tiny_encoder: Path
     assert score_all(student.module, queries) == pytest.approx(np.concatenate(slow), abs=1e-5)
 
 
+def test_a_cut_student_follows_its_start_on_the_device(tiny_encoder: Path):
+    import torch
+    from on_device import DeviceQueries
+    from students import FOLLOWING, fit
+
+    from inranker.train.data import TrainingQuery
+    from inranker.train.guide import Guide
+    from inranker.train.losses import mix
+    from inranker.train.students import OneLogit, keep_layers, load_student
+
+    data = [
+        TrainingQuery(str(n), f"cat {n}", ["the cat sat", "a dog ran off"], np.zeros(2, int), np.float32([n, -n]))
+        for n in range(8)
+    ]
+    student = load_student(tiny_encoder, max_length=24)
+    keep_layers(student.model, [0, 3])
+    module = OneLogit(student.model)
+    guide = Guide(load_student(tiny_encoder, max_length=24), [0, 3])
+    queries = DeviceQueries(data, student, torch.device("cpu"), 60)
+    chunk = queries.chunk(np.arange(16))
+    before = float(guide.follow(module, chunk)[1].detach())
+    fit(module, queries, mix(FOLLOWING), [np.arange(8)] * 80, guide, 2.0)
+    assert float(guide.follow(module, chunk)[1].detach()) < 0.8 * before
+
+
 class Ended:
     """A process that has ended; without a `path` it left nothing, which is a failure."""
 

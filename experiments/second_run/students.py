@@ -21,6 +21,7 @@ from inranker.recipe import StudentSettings
 from inranker.store import read_json, read_parquet, write_json
 from inranker.train.calibration import fit_affine
 from inranker.train.data import TrainingQuery, split_held_out
+from inranker.train.guide import Guide
 from inranker.train.losses import Scores, mix
 from inranker.train.students import build_start, load_student
 from inranker.train.trainer import agreement
@@ -37,13 +38,15 @@ FOLDS = {"fold-a": {"scifact", "cisi", "climate_fever_sent"}, "fold-b": {"cranfi
 class Plan:
     """A student. Each stage: the kind of queries, the kind whose number sets the number of updates, its epochs.
 
-    `start` is a model folder among what was prepared, or a finished student (`NAME-SEED`); `layers` of it are kept.
+    `start` is a model folder among what was prepared, or a finished student (`NAME-SEED`); `layers` of it are kept, and
+    `states` is the weight of following it from layer to layer.
     """
 
     loss: dict[str, float]
     stages: tuple[tuple[str, str, float], ...] = (("supervised", "supervised", 1), ("synthetic", "synthetic", 2))
     start: str = "minilm"
     layers: tuple[int, ...] | None = None
+    states: float = 0.0
     corpora: frozenset[str] | None = None
     queries: int | None = None
     weights: bool = False
@@ -55,6 +58,7 @@ class Plan:
 
 
 HARD, SOFT = {"infonce": 1.0}, {"margin_mse": 1.0}
+FOLLOWING = {"margin_mse": 0.1}
 # The cells without synthetic queries take as many updates, all on questions.
 QUESTIONS = (("supervised", "supervised", 1), ("supervised", "synthetic", 2))
 LONG = (("supervised", "supervised", 2), ("synthetic", "synthetic", 5))
@@ -65,9 +69,9 @@ CELLS = {
     "syn-soft": Plan(SOFT, weights=True),
 }
 PLANS = CELLS | {
-    "nano": Plan(SOFT, LONG, start="syn-soft-1", layers=(0, 5), weights=True),
+    "nano": Plan(FOLLOWING, LONG, start="syn-soft-1", layers=(0, 5), states=2.0, weights=True),
     "long": Plan(SOFT, LONG, weights=True),
-    "three": Plan(SOFT, LONG, start="syn-soft-1", layers=(0, 2, 5)),
+    "three": Plan(FOLLOWING, LONG, start="syn-soft-1", layers=(0, 3, 5), states=2.0),
     "mse": Plan({"mse": 1.0}),
     "kl": Plan({"kl": 1.0}),
     "ranknet": Plan({"ranknet": 1.0}),
@@ -87,9 +91,13 @@ def train(w: Work, name: str, seed: str) -> None:
         start=str(start_of(w, plan)),
         layers=list(plan.layers) if plan.layers and not w.tiny else None,
         max_length=128 if w.tiny else LENGTH,
+        dropout=0.0 if plan.states else None,  # every state is to be met exactly
     )
     student = load_student(build_start(settings, folder / "start", int(seed)))
     student.module.to(device)
+    guide = None
+    if plan.states and settings.layers:
+        guide = Guide(load_student(settings.start, max_length=settings.max_length), settings.layers).to(device)
     tokens = 4_096 if w.tiny else 98_304
     training = {k: DeviceQueries(data, student, device, tokens) for k, (data, _) in split.items()}
     held_out = [q for _, held in split.values() for q in held]
@@ -97,7 +105,7 @@ def train(w: Work, name: str, seed: str) -> None:
     history = []
     for number, (kind, like, epochs) in enumerate(plan.stages):
         batches = order(len(training[kind].data), len(training[like].data), epochs, (int(seed), number))
-        history.append(fit(student.module, training[kind], mix(plan.loss), batches))
+        history.append(fit(student.module, training[kind], mix(plan.loss), batches, guide, plan.states))
     pairs = sum(h["pairs"] for h in history)
     rate = pairs / (time.monotonic() - ready)
     held = DeviceQueries(held_out, student, device, tokens)
@@ -185,7 +193,14 @@ def order(count: int, like: int, epochs: float, seed: tuple[int, int]) -> list[n
     return [numbers[i * BATCH : (i + 1) * BATCH] for i in range(steps)]
 
 
-def fit(module: nn.Module, queries: DeviceQueries, loss: Any, batches: Sequence[np.ndarray]) -> dict[str, Any]:
+def fit(
+    module: nn.Module,
+    queries: DeviceQueries,
+    loss: Any,
+    batches: Sequence[np.ndarray],
+    guide: Guide | None = None,
+    states: float = 0.0,
+) -> dict[str, Any]:
     """One stage: AdamW, the rate up and then down in straight lines; nothing waits for the host but the loss."""
     module.train()
     fast = {"fused": True} if queries.device.type == "cuda" else {}
@@ -197,14 +212,24 @@ def fit(module: nn.Module, queries: DeviceQueries, loss: Any, batches: Sequence[
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     losses, pairs = [], 0
+    distances: list[torch.Tensor] = []
+
+    def follow(**chunk: torch.Tensor) -> torch.Tensor:
+        y, distance = guide.follow(module, chunk)
+        distances.append(distance)
+        return y
+
     for batch in batches:
         chosen = queries.pairs(batch)
         with autocast(queries.device):
-            y = queries.scores(module, chosen)
+            y = queries.scores(module if guide is None else follow, chosen)
         place = torch.from_numpy(chosen).to(queries.device)
         margins = y.new_zeros(len(y)) if queries.margins is None else queries.margins[place]
         assert queries.grades is not None
         value = loss(Scores(y.float(), margins, queries.grades[place], queries.group(chosen)))
+        if guide is not None:
+            value = value + states * torch.stack(distances).mean()
+            distances.clear()
         value.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
