@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from inranker.errors import ModelError
 from inranker.label.teachers import TEACHERS, TorchTeacher, pad_right, pick_dtype, weights_fingerprint
@@ -12,7 +16,7 @@ from inranker.models import resolve
 from inranker.recipe import TeacherSettings
 from inranker.sequence_causal import DEFAULT_TEMPLATE, CausalSequences, single_token
 from inranker.store import read_json, write_json
-from inranker.types import Pair
+from inranker.types import Logits, Pair
 
 if TYPE_CHECKING:
     import torch
@@ -46,46 +50,129 @@ def load_causal(name: str, dtype: torch.dtype, adapter: str | None = None) -> tu
     return model.to(pick_device()).eval(), tokenizer
 
 
-class CausalTeacher(TorchTeacher):
-    """Logits of two answer words after `template` (default: what it was fine-tuned with, else ours).
+@dataclass(frozen=True, slots=True)
+class CausalSequence:
+    """Token ids of which the states of the last `wanted` (at least one) matter; those of one `group` begin alike."""
 
-    Batches are padded on the right: under a causal mask no token sees the padding behind it, so a score does not depend
-    on its batch mates and the fast attention kernels need no mask. Of the output head only two rows are computed, in
-    fp32.
+    ids: list[int]
+    group: str
+    wanted: int = 1
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class CausalStates(TorchTeacher):
+    """A teacher that reads a causal model's states of the last tokens of each sequence.
+
+    Sequences go through packed, without padding and with what a query's documents share computed once a row, where the
+    model and the machine allow (`packed_causal.packable`). Elsewhere batches are padded on the right: under a causal
+    mask no token sees the padding behind it. Either way a score does not depend on its batch mates, and labels differ
+    by rounding alone, so the fingerprint knows of neither.
+
+    Args:
+        name: of the teacher.
+        settings: model, adapter, precision, lengths.
+        template: with {query} and {document}.
+        identity: what else can change a logit.
+        packed: False pads whatever the model.
+        compiled: compile the packed layers (see `PackedDecoder`).
     """
 
-    def __init__(self, settings: TeacherSettings) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: TeacherSettings,
+        template: str,
+        identity: dict[str, Any],
+        packed: bool,
+        compiled: bool,
+    ) -> None:
+        from inranker.label.packed_causal import PackedDecoder, packable
+
+        known = {
+            "weights": weights_fingerprint(resolve(settings.model)),
+            "adapter": weights_fingerprint(settings.adapter) if settings.adapter else None,
+            "template": template,
+        }
+        super().__init__(name, settings, known | identity)
+        self.model, self._tokenizer = load_causal(
+            settings.model, pick_dtype(settings.dtype, self.device), settings.adapter
+        )
+        self._sequences = CausalSequences(self._tokenizer, template, settings.max_length)
+        # Pairs that agree in the template's first field begin alike.
+        self._first = "query" if template.index("{query}") < template.index("{document}") else "document"
+        self._packed = None
+        if packed and packable(self.model, settings.max_length):
+            self._packed = PackedDecoder(self.model, compiled)
+
+    @abstractmethod
+    def from_states(self, states: torch.Tensor, batch: list[CausalSequence]) -> torch.Tensor:
+        """Logits float32 [n, 2] from the wanted states [wanted, size] of the sequences, one after the other."""
+
+    def forward(self, batch: list[CausalSequence]) -> torch.Tensor:
+        """Logits of a padded batch."""
+        ids, _ = pad_right([s.ids for s in batch], 0, self.device)
+        hidden = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        ends = [n * ids.shape[1] + len(s) for n, s in enumerate(batch)]
+        wanted = [np.arange(end - s.wanted, end) for end, s in zip(ends, batch, strict=True)]
+        return self.from_states(hidden.flatten(0, 1)[self._tensor(wanted)], batch)
+
+    def logits(self, pairs: Sequence[Pair]) -> Logits:
+        """Raw logits, float32 [n, 2], in the order of `pairs`."""
+        import torch
+
+        if self._packed is None:
+            return super().logits(pairs)
+        sequences = self.sequences(pairs)
+        out = np.empty((len(pairs), 2), dtype=np.float32)
+        with torch.inference_mode():
+            # Results stay on the device until the end: waiting for each row would leave the GPU idle.
+            pending = [
+                (places, self.from_states(states, [sequences[i] for i in places]))
+                for places, states in self._packed.states(sequences, self.batch_tokens)
+            ]
+        for places, logits in pending:
+            out[places] = logits.float().cpu().numpy()
+        return out
+
+    def _tensor(self, parts: Sequence[Any]) -> torch.Tensor:
+        from inranker.label.packed_causal import to_device
+
+        return to_device(self.device, np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]))
+
+    def _group(self, pair: Pair) -> str:
+        return pair.query if self._first == "query" else pair.document
+
+
+class CausalTeacher(CausalStates):
+    """Logits of two answer words after `template` (default: what it was fine-tuned with, else ours).
+
+    Of the output head only two rows are computed, in fp32, and only for each sequence's last token.
+    """
+
+    def __init__(self, settings: TeacherSettings, packed: bool = True, compiled: bool = False) -> None:
         folder = Path(settings.adapter or resolve(settings.model))
         kept = read_json(folder / TEACHER_FILE) if (folder / TEACHER_FILE).is_file() else {}
         template = settings.template or kept.get("template", DEFAULT_TEMPLATE)
         answers = tuple(kept.get("answers", ANSWERS))
-        identity = {
-            "weights": weights_fingerprint(resolve(settings.model)),
-            "adapter": weights_fingerprint(settings.adapter) if settings.adapter else None,
-            "template": template,
-            "answers": answers,
-        }
-        super().__init__(f"causal:{settings.model}", settings, identity)
-        self.model, tokenizer = load_causal(settings.model, pick_dtype(settings.dtype, self.device), settings.adapter)
-        self._sequences = CausalSequences(tokenizer, template, settings.max_length)
-        rows = [single_token(tokenizer, word) for word in answers]
+        super().__init__(
+            f"causal:{settings.model}", settings, template, {"answers": answers}, packed=packed, compiled=compiled
+        )
+        rows = [single_token(self._tokenizer, word) for word in answers]
         self._head = self.model.get_output_embeddings().weight[rows].float()
 
-    def sequences(self, pairs: Sequence[Pair]) -> list[list[int]]:
+    def sequences(self, pairs: Sequence[Pair]) -> list[CausalSequence]:
         """The template filled in."""
-        return self._sequences.pairs(pairs)
+        built = self._sequences.pairs(pairs)
+        return [CausalSequence(ids, self._group(pair)) for ids, pair in zip(built, pairs, strict=True)]
 
-    def forward(self, batch: list[list[int]]) -> torch.Tensor:
+    def from_states(self, states: torch.Tensor, batch: list[CausalSequence]) -> torch.Tensor:
         """Two answer logits a sequence."""
-        import torch
-
-        ids, lengths = pad_right(batch, 0, self.device)
-        hidden = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        last = hidden[torch.arange(len(batch), device=self.device), lengths - 1]
-        return last.float() @ self._head.T
+        return states.float() @ self._head.T
 
 
-class QueryLikelihoodTeacher(TorchTeacher):
+class QueryLikelihoodTeacher(CausalStates):
     """Mean log-probability (nats) of the query's tokens given the document, for users without any labels.
 
     The margin is that mean; it is given as (-x / 2, +x / 2). Ponte and Croft's query likelihood, with a language model
@@ -94,53 +181,37 @@ class QueryLikelihoodTeacher(TorchTeacher):
 
     TEMPLATE = "Document: {document}\nA search query that this document answers: {query}"
 
-    def __init__(self, settings: TeacherSettings) -> None:
+    def __init__(self, settings: TeacherSettings, packed: bool = True, compiled: bool = False) -> None:
         template = settings.template or self.TEMPLATE
-        identity = {
-            "weights": weights_fingerprint(resolve(settings.model)),
-            "adapter": weights_fingerprint(settings.adapter) if settings.adapter else None,
-            "template": template,
-        }
-        super().__init__(f"query-likelihood:{settings.model}", settings, identity)
-        self.model, tokenizer = load_causal(settings.model, pick_dtype(settings.dtype, self.device), settings.adapter)
-        self._sequences = CausalSequences(tokenizer, template, settings.max_length)
+        super().__init__(f"query-likelihood:{settings.model}", settings, template, {}, packed=packed, compiled=compiled)
 
-    def sequences(self, pairs: Sequence[Pair]) -> list[_QuerySequence]:
-        """The template filled in, and how many tokens at its end are the query's."""
+    def sequences(self, pairs: Sequence[Pair]) -> list[CausalSequence]:
+        """The template filled in; wanted are the query's tokens, which end it, and the one before them."""
         queries = self._sequences.encode_fields("query", [q for q, _ in pairs])
-        built = self._sequences.pairs(pairs)
         limit = self._sequences.max_length // 2
-        return [_QuerySequence(ids, min(len(queries[q]), limit)) for ids, (q, _) in zip(built, pairs, strict=True)]
+        built = self._sequences.pairs(pairs)
+        return [
+            CausalSequence(ids, self._group(pair), min(len(queries[pair.query]), limit, len(ids) - 1) + 1)
+            for ids, pair in zip(built, pairs, strict=True)
+        ]
 
-    def forward(self, batch: list[_QuerySequence]) -> torch.Tensor:
+    def from_states(self, states: torch.Tensor, batch: list[CausalSequence]) -> torch.Tensor:
         """Halves of the mean log-probability, negative and positive."""
         import torch
 
-        ids, lengths = pad_right([s.ids for s in batch], 0, self.device)
-        counts = torch.tensor([s.query_tokens for s in batch], device=self.device)
-        hidden = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        # Only positions that predict a query token go through the head: its rows are many, the query's tokens few.
-        position = torch.arange(ids.shape[1], device=self.device)
-        predicts = (position >= (lengths - counts - 1)[:, None]) & (position < (lengths - 1)[:, None])
-        row, column = predicts.nonzero(as_tuple=True)
+        # A sequence's states predict its last tokens, but for the very last state, which predicts what is no more.
+        counts = np.array([s.wanted - 1 for s in batch])
+        predicts = self._tensor([np.delete(np.arange(len(states)), np.cumsum(counts + 1) - 1)])
+        targets = self._tensor([s.ids[len(s) - s.wanted + 1 :] for s in batch])
+        owner = self._tensor([np.repeat(np.arange(len(batch)), counts)])
         total = torch.zeros(len(batch), device=self.device)
         head = self.model.get_output_embeddings()
-        for part_row, part_column in zip(row.split(4096), column.split(4096), strict=True):
-            logits = head(hidden[part_row, part_column]).float()
-            target = ids[part_row, part_column + 1]
-            total.index_add_(0, part_row, -torch.nn.functional.cross_entropy(logits, target, reduction="none"))
-        half = total / counts.clamp(min=1) / 2
+        # The head's rows are many: not all tokens at once.
+        for part, target, row in zip(predicts.split(4096), targets.split(4096), owner.split(4096), strict=True):
+            logits = head(states[part]).float()
+            total.index_add_(0, row, -torch.nn.functional.cross_entropy(logits, target, reduction="none"))
+        half = total / self._tensor([counts.clip(1)]) / 2
         return torch.stack([-half, half], dim=1)
-
-
-class _QuerySequence:
-    """Token ids whose last `query_tokens` are the query's."""
-
-    def __init__(self, ids: list[int], query_tokens: int) -> None:
-        self.ids, self.query_tokens = ids, query_tokens
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 def write_teacher_file(folder: str | Path, template: str, answers: Sequence[str] = ANSWERS) -> None:
