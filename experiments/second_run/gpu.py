@@ -67,7 +67,8 @@ def plan(gpus: int) -> list[Step]:
     more = [student(name, seed) for seed in (2, 3) for name in CELLS]
     last = [student(name, 1) for name in ("fold-a", "fold-b")] + [teacher("ql")]
     last += [student("long", 1, seconds=170)]
-    last += [student(name, 1) for name in ("mse", "kl", "ranknet", "both", "only-1000", "only-4000", "only-16000")]
+    losses, curve = ("margin_mse", "mse", "kl", "ranknet", "both"), ("only-1000", "only-4000", "only-16000")
+    last += [student(name, 1) for name in (*losses, *curve)]
     last += [student("three", 1, "weights-syn-soft-1.tar", seconds=140)]
     last += [Step("train_full", "teacher-full.json", (*model, "labels.json"), "alone", 260)]
     last += [teacher("full", "teacher-full.json")]

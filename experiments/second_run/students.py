@@ -57,7 +57,8 @@ class Plan:
         return "infonce" not in self.loss
 
 
-HARD, SOFT = {"infonce": 1.0}, {"margin_mse": 1.0}
+# Margins within a query leave its offset free, and probabilities then mean little: a little `mse` holds it.
+HARD, SOFT = {"infonce": 1.0}, {"margin_mse": 1.0, "mse": 0.4}
 FOLLOWING = {"margin_mse": 0.1}
 # The cells without synthetic queries take as many updates, all on questions.
 QUESTIONS = (("supervised", "supervised", 1), ("supervised", "synthetic", 2))
@@ -73,6 +74,7 @@ PLANS = CELLS | {
     "long": Plan(SOFT, LONG, weights=True),
     "three": Plan(FOLLOWING, LONG, start="syn-soft-1", layers=(0, 3, 5), states=2.0),
     "mse": Plan({"mse": 1.0}),
+    "margin_mse": Plan({"margin_mse": 1.0}),
     "kl": Plan({"kl": 1.0}),
     "ranknet": Plan({"ranknet": 1.0}),
     "both": Plan({"margin_mse": 1.0, "kl": 1.0}),
