@@ -18,6 +18,7 @@ from inranker import Reranker, T5Ranker
 from inranker.errors import ModelError
 from inranker.export import export_model
 from inranker.export.t5 import Precise, Rowwise, quantize_rows, t5_graph
+from inranker.rank.onnx_backend import _open_session
 from inranker.sequence_t5 import t5_sequences
 from inranker.t5.model import MonoT5, load_t5
 
@@ -28,7 +29,8 @@ PAIRS = [
 
 
 def session(module: MonoT5, numbers: Precise | None = None) -> ort.InferenceSession:
-    return ort.InferenceSession(t5_graph(module, 512, numbers).SerializeToString(), providers=["CPUExecutionProvider"])
+    """As the engine opens it: on a processor without VNNI the runtime's own default saturates in int8."""
+    return _open_session(t5_graph(module, 512, numbers).SerializeToString(), Path("graph"), ours=True)
 
 
 def inputs(folder: Path) -> tuple[MonoT5, list[list[int]]]:

@@ -99,7 +99,9 @@ class Reranker:
             raise InputError("weight is the ranker's share in a fusion: give the first stage's scores as prior, too")
         _check(top_n, passages)
         texts = [document_text(d, fields, i) for i, d in enumerate(documents)]
-        logits = self.scores([(query, text) for text in texts], passages=passages)
+        # Each text once: copies of it in two batches could differ in the last digit, and would not keep their order.
+        distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        logits = self.scores([(query, text) for text in distinct], passages=passages)[[distinct[t] for t in texts]]
         keys = logits if prior is None else fuse_scores(prior, logits, 0.5 if weight is None else weight)
         return self._order(texts, logits, keys, top_n, return_documents)
 
