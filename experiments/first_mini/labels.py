@@ -19,6 +19,7 @@ from inranker.label import load_teacher
 from inranker.recipe import TeacherSettings
 from inranker.retrieve import BM25
 from inranker.store import read_json, read_parquet, write_json, write_parquet
+from inranker.train import TrainingQuery
 from inranker.types import Document, Query
 
 RESULTS = Path(__file__).parent.parent / "first_run" / "results"
@@ -88,6 +89,33 @@ def training_rows(prepared: Path) -> list[dict]:
         if 1 <= row["bm25_rank"] <= 100:
             rows.append({k: row[k] for k in ("id", "text", "grades", "documents")} | {"kind": "synthetic"})
     return [r for r in rows if len(r["documents"]) == 10]
+
+
+def read_contents(prepared: Path) -> dict[str, str]:
+    """`corpus/id` -> content of every document."""
+    rows = read_parquet(prepared / "documents.parquet").to_pylist()
+    return {f"{r['corpus']}/{r['id']}": Document(r["id"], r["text"], r["title"]).content for r in rows}
+
+
+def shuffled_rows(labels: Path, seed: int) -> list[dict]:
+    """The rows of `training.parquet` in an order keyed by the seed."""
+    rows = read_parquet(labels / "training.parquet").to_pylist()
+    return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
+
+
+def training_queries(rows: list[dict], contents: dict[str, str], candidates: int) -> list[TrainingQuery]:
+    """Rows with this many of their ten candidates: the source, and negatives of all depths, since a row has them so."""
+    picked = np.linspace(0, 9, candidates).round().astype(int)
+    return [
+        TrainingQuery(
+            r["id"],
+            r["text"],
+            [contents[r["documents"][i]] for i in picked],
+            np.array(r["grades"])[picked],
+            np.array(r["margins"], np.float32)[picked],
+        )
+        for r in rows
+    ]
 
 
 def bm25_scores(corpora: dict[str, list[Document]], rows: list[dict]) -> dict[str, np.ndarray]:

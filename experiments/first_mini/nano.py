@@ -17,36 +17,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from labels import read_contents, shuffled_rows, training_queries
 from torch.nn import functional
 
-from inranker.store import read_parquet
 from inranker.train.data import TokenizedQueries, TrainingQuery
 from inranker.train.losses import LOSSES, Scores
 from inranker.train.students import OneLogit, keep_layers, load_student
 from inranker.train.trainer import agreement, score_queries
-from inranker.types import Document
 
 
 def main(a: argparse.Namespace) -> None:
     """Train for some minutes and save."""
     torch.manual_seed(a.seed)
     torch.set_num_threads(a.threads)
-    contents = {}
-    for row in read_parquet(a.prepared / "documents.parquet").to_pylist():
-        contents[f"{row['corpus']}/{row['id']}"] = Document(row["id"], row["text"], row["title"]).content
-    rows = read_parquet(a.labels / "training.parquet").to_pylist()
-    rows = [rows[i] for i in np.random.default_rng(a.seed).permutation(len(rows))]
-    picked = np.linspace(0, 9, a.candidates).round().astype(int)
-    data = [
-        TrainingQuery(
-            r["id"],
-            r["text"],
-            [contents[r["documents"][i]] for i in picked],
-            np.array(r["grades"])[picked],
-            np.array(r["margins"], np.float32)[picked],
-        )
-        for r in rows
-    ]
+    contents = read_contents(a.prepared)
+    rows = shuffled_rows(a.labels, a.seed)
+    data = training_queries(rows, contents, a.candidates)
     teacher, student = load_student(a.teacher, max_length=a.length), load_student(a.teacher, max_length=a.length)
     keep_layers(student.model, a.layers)
     module = student.module = OneLogit(student.model)
@@ -85,7 +71,7 @@ def main(a: argparse.Namespace) -> None:
         order = torch.argsort(places)
         t = (1 - a.fused) * t[order] + a.fused * a.scale * margins
         rank = LOSSES["margin_mse"](Scores(y[order], t, torch.from_numpy(batch.grades), group))
-        parts = [torch.stack([l[k] for l in losses]).mean() for k in range(2)] + [rank]
+        parts = [torch.stack([pair[k] for pair in losses]).mean() for k in range(2)] + [rank]
         total = a.states * (parts[0] + parts[1]) + a.rank * parts[2]
         optimizer.zero_grad()
         total.backward()
@@ -112,7 +98,7 @@ def forward(model: torch.nn.Module, chunk: dict[str, torch.Tensor]) -> tuple[tup
 
 
 def relative_error(mine: torch.Tensor, theirs: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Squared error of normalised states, mean over tokens: 0 where they are alike, about 2 where they are strangers."""
+    """Squared error of normalised states, mean over tokens: 0 where they are alike, 2 for strangers."""
     if mask is not None:
         mine, theirs = mine[mask], theirs[mask]
     size = mine.shape[-1:]

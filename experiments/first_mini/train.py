@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from labels import ndcg
+from labels import ndcg, read_contents, shuffled_rows, training_queries
 
 from inranker.recipe import PhaseSettings, StudentSettings, TrainSettings
 from inranker.store import read_json, read_parquet, write_json
@@ -24,30 +24,15 @@ from inranker.train import TrainingQuery, train_student
 from inranker.train.data import TokenizedQueries
 from inranker.train.students import load_student
 from inranker.train.trainer import score_queries
-from inranker.types import Document
 
 
 def main(a: argparse.Namespace) -> None:
     """Train, then score the development sets."""
     torch.set_num_threads(a.threads)
-    contents = {}
-    for row in read_parquet(a.prepared / "documents.parquet").to_pylist():
-        contents[f"{row['corpus']}/{row['id']}"] = Document(row["id"], row["text"], row["title"]).content
-    rows = read_parquet(a.labels / "training.parquet").to_pylist()
-    rows = [rows[i] for i in np.random.default_rng(a.seed).permutation(len(rows))]
+    contents = read_contents(a.prepared)
+    rows = shuffled_rows(a.labels, a.seed)
     rows = [r for r in rows if r["kind"] == "synthetic" or int(r["id"][1:]) % a.every == 0][a.skip : a.skip + a.queries]
-    # The source, and negatives of all depths: a row has them in the order of BM25.
-    picked = np.linspace(0, 9, a.candidates).round().astype(int)
-    data = [
-        TrainingQuery(
-            r["id"],
-            r["text"],
-            [contents[r["documents"][i]] for i in picked],
-            np.array(r["grades"])[picked],
-            np.array(r["margins"], np.float32)[picked],
-        )
-        for r in rows
-    ]
+    data = training_queries(rows, contents, a.candidates)
     phase = PhaseSettings(
         data="synthetic",
         loss=json.loads(a.loss),
