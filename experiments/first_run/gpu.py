@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import re
 import sys
 import time
 from dataclasses import replace
@@ -22,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 from common import SEED, Work, convert, log
-from prepare import NearTexts
+from synthetic import STYLES, NearTexts, keep, with_candidates
 
-from inranker.recipe import GenerateSettings, NegativeSettings, TrainTeacherSettings
+from inranker.recipe import GenerateSettings, TrainTeacherSettings
 from inranker.store import read_json, read_parquet, write_json, write_parquet
-from inranker.types import Query, SyntheticQuery
+from inranker.types import SyntheticQuery
 
 # corpus -> (documents, synthetic queries a document): small corpora get more, so that none is drowned.
 PHASE_2 = {
@@ -38,7 +37,6 @@ PHASE_2 = {
     "climate_fever_sent": (2600, 1),
     "general": (4000, 1),
 }
-STYLES = ["inpars", "claim", "keywords", "title"]
 GENERATE_SECONDS = 175
 QUERIES_A_TEACHER = 6_500
 
@@ -97,53 +95,16 @@ def generate(w: Work) -> None:
     write_parquet(w.out / "synthetic.parquet", columns)
 
 
-def keep(queries: list[Any], contents: dict[str, str], near: NearTexts) -> tuple[list[Any], dict[str, int]]:
-    """Queries of 2 to 48 words, written once, that copy no 8 words of their document and are not near a test query."""
-    kept, seen = [], set()
-    reasons = {"length": 0, "repeated": 0, "copied": 0, "near a test query": 0}
-    for query in queries:
-        found = re.findall(r"\w+", query.text.lower())
-        source = " " + " ".join(re.findall(r"\w+", contents[query.document_id].lower())) + " "
-        spans = (" " + " ".join(found[i : i + 8]) + " " for i in range(len(found) - 7))
-        if not 2 <= len(found) <= 48:
-            reasons["length"] += 1
-        elif tuple(found) in seen:
-            reasons["repeated"] += 1
-        elif any(span in source for span in spans):
-            reasons["copied"] += 1
-        elif near.holds(query.text):
-            reasons["near a test query"] += 1
-        else:
-            seen.add(tuple(found))
-            kept.append(query)
-    return kept, reasons
-
-
 def candidates(w: Work) -> None:
     """The source document and nine negatives of every synthetic query, from BM25 over its corpus."""
-    from inranker.retrieve import BM25
-    from inranker.retrieve.negatives import sample_candidates
-
     corpora = documents(w)
-    by_corpus: dict[str, list[dict[str, Any]]] = {}
-    for row in read_parquet(w.out / "synthetic.parquet").to_pylist():
-        if w.tiny:  # A random model writes nothing that BM25 could find.
-            source = next(d for d in corpora[row["corpus"]] if d.id == row["document"])
-            row["text"] = " ".join(source.content.split()[:6])
-        by_corpus.setdefault(row["corpus"], []).append(row)
-    rows = []
-    for name, queries in by_corpus.items():
-        run = BM25.index(corpora[name]).search([Query(q["id"], q["text"]) for q in queries], 1000)
-        contents = {d.id: d.content for d in corpora[name]}
-        sources = {q["id"]: {q["document"]} for q in queries}
-        settings = NegativeSettings(count=9, hard=4, hard_depth=10, depth=1000)
-        chosen = sample_candidates(run, sources, contents, settings, SEED)
-        for q in queries:
-            found = [s.document_id for s in run.get(q["id"], [])]
-            rank = found.index(q["document"]) + 1 if q["document"] in found else 0
-            ids = [f"{name}/{d}" for d in chosen[q["id"]]]
-            rows.append({**q, "documents": ids, "grades": [1] + [0] * (len(ids) - 1), "bm25_rank": rank})
-    write_parquet(w.out / "phase2.parquet", rows)
+    queries = read_parquet(w.out / "synthetic.parquet").to_pylist()
+    for row in queries if w.tiny else ():  # A random model writes nothing that BM25 could find.
+        source = next(d for d in corpora[row["corpus"]] if d.id == row["document"])
+        row["text"] = " ".join(source.content.split()[:6])
+    rows = with_candidates(queries, corpora)
+    named = [{**r, "documents": [f"{r['corpus']}/{d}" for d in r["documents"]]} for r in rows]
+    write_parquet(w.out / "phase2.parquet", named)
 
 
 def teacher(w: Work, name: str) -> None:

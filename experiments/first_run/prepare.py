@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 import numpy as np
+from synthetic import NearTexts
 
 from inranker.collection import read_collection
 from inranker.label import load_teacher
@@ -32,31 +35,6 @@ TEST = ["scifact", "cranfield", "cisi", "medline", "stackx_beer"]
 POOLS = ["dl19_pool", "dl20_pool"]
 TEACHER_QUERIES = {"squadshifts_amazon": 2700, "squadshifts_reddit": 2700, "squadshifts_newwiki": 2700}
 HELD_OUT = 0.06
-NEAR = 0.6
-
-
-def words(text: str) -> frozenset[str]:
-    """Lower-cased words."""
-    return frozenset(re.findall(r"\w+", text.lower()))
-
-
-class NearTexts:
-    """Finds texts whose word Jaccard with one of these is at least `NEAR`."""
-
-    def __init__(self, texts: list[str]) -> None:
-        self._sets = [words(t) for t in texts]
-        self._postings: dict[str, list[int]] = defaultdict(list)
-        for number, found in enumerate(self._sets):
-            for word in found:
-                self._postings[word].append(number)
-
-    def holds(self, text: str) -> bool:
-        """Whether one of the texts is near `text`."""
-        mine = words(text)
-        # Two sets that share 60% of their union share one of the rarest 40% of each.
-        rare = sorted(mine, key=lambda w: len(self._postings.get(w, ())))[: int(len(mine) * (1 - NEAR)) + 1]
-        candidates = {n for w in rare for n in self._postings.get(w, ())}
-        return any(len(mine & self._sets[n]) >= NEAR * len(mine | self._sets[n]) for n in candidates)
 
 
 def main(data: Path, minilm: Path, out: Path) -> None:

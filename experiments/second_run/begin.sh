@@ -6,7 +6,7 @@ pieces=$1 place=$2
 shift 2
 mkdir -p "$place/work" "$place/out"
 # A copy of the code: what is beside this script may be sent anew while the run goes on.
-cp -r src experiments "$place/"
+cp -r src experiments benchmarks "$place/"
 cat "$pieces"/a* | tar x -C "$place/work"
 python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$place/site" "$place"/work/wheels/*.whl
 touch "$place/out/arrived-data"

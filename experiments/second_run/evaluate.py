@@ -60,8 +60,12 @@ class Scores:
         if all(halves) and "minilm" in margins:
             teacher = {**halves[0], **halves[1]}  # type: ignore[dict-item]
             self.systems["teacher alone"] = {"1": self._runs(teacher)}
-            share = read_json(home / "chosen.json")["cosine"]
-            labels = {key: m + share * margins["minilm"][key] for key, m in teacher.items()}
+            chosen = read_json(home / "chosen.json")
+            lexical = {(r["set"], r["id"]): np.array(r["bm25"]) / max(*r["bm25"], 1e-9) for r in self._scored}
+            labels = {
+                key: m + chosen["cosine"] * margins["minilm"][key] + chosen["bm25"] * lexical[key]
+                for key, m in teacher.items()
+            }
             self.systems["teacher"] = {"1": self._runs(labels)}
 
     def _margins(self, path: Path) -> dict[tuple[str, str], np.ndarray]:

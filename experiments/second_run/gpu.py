@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,17 +22,19 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import Work, convert, log
 from runner import Runner, Step, begin_clock
 
+from inranker.store import write_json
+
 ARRIVALS = ("arrived-data", "arrived-model")
 CELLS = ("syn-soft", "sup-soft", "syn-hard", "sup-hard")
 
 
 def plan(gpus: int) -> list[Step]:
     """The steps, the dearest first. With one GPU the first run's adapter is the teacher: no time for another."""
-    labels = ("labels.json", "cosines.parquet")
+    labels = ("labels.json", "cosines.parquet", "more.parquet")
     data, model = "arrived-data", ("base", "arrived-model")
     hard = gpus > 1
 
-    def student(name: str, seed: int, *needs: str, seconds: float = 100) -> Step:
+    def student(name: str, seed: int, *needs: str, seconds: float = 90) -> Step:
         soft = () if name.endswith("hard") else labels
         return Step(f"student {name} {seed}", f"scores-{name}-{seed}.parquet", (data, *soft, *needs), "small", seconds)
 
@@ -41,38 +44,55 @@ def plan(gpus: int) -> list[Step]:
     def label(name: str, worker: int, *needs: str) -> Step:
         return Step(f"label {name} {worker}", f"label-{name}-{worker}.done", (*model, *needs), "large", 60)
 
-    first = [Step("convert", "base", ("arrived-model",), "", 90), Step("mine", "cosines.parquet", (data,), "small", 60)]
+    first = [
+        Step("convert", "base", ("arrived-model",), "", 90),
+        Step("mine", "teacher-hard.parquet", (data,), "small", 45),
+        Step("bench engine", "bench-engine.json", (data,), "alone", 140),
+    ]
+    if hard:
+        first += [Step("train_lora hard", "teacher-hard.json", (*model, "teacher-hard.parquet"), "large", 230)]
+    first += [
+        Step("more", "more.parquet", model, "large", 120),
+        Step("near", "cosines.parquet", (data, "more.parquet"), "small", 40),
+    ]
+    if hard:
+        first += [Step("train_lora mix", "teacher-mix.json", (*model, "teacher-hard.parquet"), "large", 230)]
+        first += [teacher("hard", "teacher-hard.json")]
     first += [teacher("first")]
     if hard:
-        first += [
-            Step("train_hard", "teacher-hard.json", (*model, "cosines.parquet"), "large", 230),
-            teacher("hard", "teacher-hard.json"),
-        ]
-    wants = ("scores-hard-dev.parquet",) if hard else ()
-    first += [Step("choose", "chosen.json", ("scores-first-dev.parquet", "cosines.parquet"), "", 5, wants, 620)]
-    first += [label("hard", n, "chosen-hard") for n in range(gpus) if hard]
-    first += [label("first", n) for n in range(gpus)]
-    # While pieces are still on their way the GPUs learn hard labels; two of these steps end in the students' stead.
+        first += [teacher("mix", "teacher-mix.json")]
+    wants = ("scores-hard-dev.parquet", "scores-mix-dev.parquet") if hard else ()
+    needs = ("scores-first-dev.parquet", "teacher-hard.parquet")
+    first += [Step("choose", "chosen.json", needs, "", 5, wants, 760)]
+    # The first of the candidates to be measured labels till another one is chosen.
+    early = {"hard": ("scores-hard-dev.parquet", "scores-first-dev.parquet")} if hard else {}
+    for name in ("hard", "mix", "first") if hard else ("first",):
+        first += [label(name, n, "more.parquet", *early.get(name, (f"chosen-{name}",))) for n in range(gpus)]
+    # While pieces are still on their way the GPUs learn hard labels.
     students = [
-        student("syn-soft", 1),
-        student("nano", 1, "weights-syn-soft-1.tar", seconds=110),
-        student("sup-soft", 1),
-        student("syn-hard", 1),
         student("sup-hard", 1),
+        student("syn-hard", 1),
+        student("sup-hard", 2),
+        student("syn-hard", 2),
+        student("syn-soft", 1),
+        student("long", 1, seconds=170),
+        student("sup-soft", 1),
     ]
     tests = [
-        Step(f"score chosen test{n}", f"scores-teacher-test{n}.parquet", (*model, "labels.json"), "large", 110)
+        Step(f"score chosen test{n}", f"scores-teacher-test{n}.parquet", (*model, "labels.json"), "large", 90)
         for n in (0, 1)
     ]
+    nano = [student("nano", 1, "weights-long-1.tar", seconds=130)]
     more = [student(name, seed) for seed in (2, 3) for name in CELLS]
     last = [student(name, 1) for name in ("fold-a", "fold-b")] + [teacher("ql")]
-    last += [student("long", 1, seconds=170)]
-    losses, curve = ("margin_mse", "mse", "kl", "ranknet", "both"), ("only-1000", "only-4000", "only-16000")
-    last += [student(name, 1) for name in (*losses, *curve)]
-    last += [student("three", 1, "weights-syn-soft-1.tar", seconds=140)]
+    last += [Step(f"bench {name}", f"bench-{name}.json", model, "alone", 150) for name in ("teacher", "t5")]
+    last += [student("all", 1)]
+    last += [student(name, 1) for name in ("only-1000", "only-4000", "mse", "margin_mse", "kl", "ranknet", "both")]
+    last += [student("three", 1, "weights-long-1.tar", seconds=140)]
+    last += [student("long", seed, seconds=170) for seed in (2, 3)]
     last += [Step("train_full", "teacher-full.json", (*model, "labels.json"), "alone", 260)]
     last += [teacher("full", "teacher-full.json")]
-    return [*first, *students, *tests, *more, *last]
+    return list(dict.fromkeys([*first, *students, *tests, *nano, *more, *last]))
 
 
 def run_all(w: Work, seconds: float, gpus: int, inline: bool) -> None:
@@ -130,7 +150,10 @@ def step(w: Work, words: list[str]) -> None:
     calls: dict[str, Any] = {
         "convert": convert,
         "mine": teachers.mine,
-        "train_hard": teachers.train_hard,
+        "more": teachers.more,
+        "near": teachers.near,
+        "bench": bench,
+        "train_lora": teachers.train_lora,
         "train_full": teachers.train_full,
         "score": teachers.score,
         "choose": teachers.choose,
@@ -138,6 +161,26 @@ def step(w: Work, words: list[str]) -> None:
         "student": students.train,
     }
     calls[words[0]](w, *words[1:])
+
+
+def bench(w: Work, name: str) -> None:
+    """One of the package's GPU benchmarks, on this work's texts."""
+    leaves = w.out / f"bench-{name}.json"
+    tokenizer = w.out / "bench-tokenizer"
+    tokenizer.mkdir(exist_ok=True)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(w.work / "minilm" / file, tokenizer / file)
+    corpus = ["--corpus", str(w.work / "scifact")]
+    options = {
+        "engine": ["--model", str(tokenizer), *corpus, "--peer-pairs", "8000", "--repeats", "5", "--out", str(leaves)],
+        "teacher": ["--model", w.base, *corpus, "--pairs", "4096", "--compile", "--out", str(leaves)],
+        "t5": ["--shapes", "t5-base", "t5-3b", "--variants", "flex, wo TF32", "flex, wo bf16", "sdpa, wo TF32"],
+    }
+    script = Path(__file__).parents[2] / "benchmarks" / f"gpu_{name}.py"
+    run = subprocess.run([sys.executable, str(script), *options[name]], check=True, stdout=subprocess.PIPE, text=True)
+    sys.stdout.write(run.stdout)
+    if name == "t5":
+        write_json(leaves, {"lines": run.stdout.splitlines()})
 
 
 def main() -> None:

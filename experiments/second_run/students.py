@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from common import SEED, Work, log, write_scores
 from on_device import DeviceQueries, autocast, score_all
+from teachers import all_training
 from torch import nn
 
 from inranker.label.teachers import pick_device
@@ -38,6 +39,7 @@ FOLDS = {"fold-a": {"scifact", "cisi", "climate_fever_sent"}, "fold-b": {"cranfi
 class Plan:
     """A student. Each stage: the kind of queries, the kind whose number sets the number of updates, its epochs.
 
+    The cells are made of the queries that came along, so that none of them waits; `more` adds those written here.
     `start` is a model folder among what was prepared, or a finished student (`NAME-SEED`); `layers` of it are kept, and
     `states` is the weight of following it from layer to layer.
     """
@@ -49,6 +51,7 @@ class Plan:
     states: float = 0.0
     corpora: frozenset[str] | None = None
     queries: int | None = None
+    more: bool = False
     weights: bool = False
 
     @property
@@ -62,7 +65,7 @@ HARD, SOFT = {"infonce": 1.0}, {"margin_mse": 1.0, "mse": 0.4}
 FOLLOWING = {"margin_mse": 0.1}
 # The cells without synthetic queries take as many updates, all on questions.
 QUESTIONS = (("supervised", "supervised", 1), ("supervised", "synthetic", 2))
-LONG = (("supervised", "supervised", 2), ("synthetic", "synthetic", 5))
+LONG = (("supervised", "supervised", 2), ("synthetic", "synthetic", 3))
 CELLS = {
     "sup-hard": Plan(HARD, QUESTIONS),
     "syn-hard": Plan(HARD),
@@ -70,16 +73,17 @@ CELLS = {
     "syn-soft": Plan(SOFT, weights=True),
 }
 PLANS = CELLS | {
-    "nano": Plan(FOLLOWING, LONG, start="syn-soft-1", layers=(0, 5), states=2.0, weights=True),
-    "long": Plan(SOFT, LONG, weights=True),
-    "three": Plan(FOLLOWING, LONG, start="syn-soft-1", layers=(0, 3, 5), states=2.0),
+    "long": Plan(SOFT, LONG, more=True, weights=True),
+    "nano": Plan(FOLLOWING, LONG, start="long-1", layers=(0, 5), states=2.0, more=True, weights=True),
+    "three": Plan(FOLLOWING, LONG, start="long-1", layers=(0, 3, 5), states=2.0, more=True),
     "mse": Plan({"mse": 1.0}),
     "margin_mse": Plan({"margin_mse": 1.0}),
     "kl": Plan({"kl": 1.0}),
     "ranknet": Plan({"ranknet": 1.0}),
     "both": Plan({"margin_mse": 1.0, "kl": 1.0}),
-    **{f"only-{n}": Plan(SOFT, queries=n) for n in (1_000, 4_000, 16_000)},
-    **{name: Plan(SOFT, corpora=frozenset(corpora)) for name, corpora in FOLDS.items()},
+    **{f"only-{n}": Plan(SOFT, queries=n) for n in (1_000, 4_000)},
+    "all": Plan(SOFT, more=True),
+    **{name: Plan(SOFT, corpora=frozenset(corpora), more=True) for name, corpora in FOLDS.items()},
 }
 
 
@@ -157,13 +161,13 @@ def training_data(w: Work, plan: Plan) -> dict[str, tuple[list[TrainingQuery], l
     contents = w.contents()
     labels = soft_labels(w) if plan.soft else {}
     kinds: dict[str, list[TrainingQuery]] = {"supervised": [], "synthetic": []}
-    for row in w.rows("training"):
+    for row in all_training(w) if plan.more else w.rows("training"):
         if plan.corpora and row["corpus"] not in plan.corpora | {"general"}:
             continue
         if len(row["documents"]) > 1 and (not plan.soft or row["id"] in labels):
             texts = [contents[f"{row['corpus']}/{d}"] for d in row["documents"]]
             query = TrainingQuery(row["id"], row["text"], texts, np.array(row["grades"]), labels.get(row["id"]))
-            kinds[row["kind"]].append(query)
+            kinds["supervised" if row["kind"] == "supervised" else "synthetic"].append(query)
     if plan.queries:
         kept = np.random.default_rng(SEED).permutation(len(kinds["synthetic"]))[: plan.queries]
         kinds["synthetic"] = [kinds["synthetic"][i] for i in sorted(kept)]
@@ -172,10 +176,8 @@ def training_data(w: Work, plan: Plan) -> dict[str, tuple[list[TrainingQuery], l
 
 
 def soft_labels(w: Work) -> dict[str, np.ndarray]:
-    """Query id -> margins of its documents: the teacher's, and the sentence encoder's cosines as chosen."""
+    """Query id -> margins of its documents: the teacher's, with the encoder's cosines and BM25's scores as chosen."""
     chosen = read_json(w.out / "chosen.json")
-    cosine = chosen["cosine"]
-    near = {r["id"]: r["cosines"] for r in read_parquet(w.out / "cosines.parquet").to_pylist()} if cosine else {}
     found: dict[str, list[float]] = {}
     for part in read_json(w.out / "labels.json")["parts"]:
         table = read_parquet(w.out / "labels" / part)
@@ -183,7 +185,12 @@ def soft_labels(w: Work) -> dict[str, np.ndarray]:
         for query, margin in zip(table["query_id"].to_pylist(), values.tolist(), strict=True):
             found.setdefault(query, []).append(margin)
     margins = {query: np.array(values, np.float32) for query, values in found.items()}
-    return {q: m + cosine * np.array(near[q], np.float32) if cosine else m for q, m in margins.items()}
+    cosines = {r["id"]: r["cosines"] for r in read_parquet(w.out / "cosines.parquet").to_pylist()}
+    for row in all_training(w):
+        if row["id"] in margins:
+            margins[row["id"]] += chosen["cosine"] * np.array(cosines[row["id"]], np.float32)
+            margins[row["id"]] += chosen["bm25"] * np.array(row["bm25"], np.float32)
+    return margins
 
 
 def order(count: int, like: int, epochs: float, seed: tuple[int, int]) -> list[np.ndarray]:

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import SEED, Work, development, log, write_scores
 from runner import clock
+from synthetic import STYLES, NearTexts, keep, with_candidates
 
-from inranker.recipe import PhaseSettings, TeacherSettings, TrainTeacherSettings
+from inranker.recipe import GenerateSettings, PhaseSettings, TeacherSettings, TrainTeacherSettings
 from inranker.store import atomic_folder, read_json, read_parquet, write_json, write_parquet
-from inranker.types import Pair
+from inranker.types import Pair, SyntheticQuery
 
+# Corpora of synthetic queries that no test collection has: corpus -> which of its documents, which copies.
+UNTESTED = ("general", "climate_fever_sent")
+MORE: dict[str, tuple[int, int | None, tuple[int, ...]]] = {
+    "scifact": (0, None, (1, 2)),
+    "climate_fever_sent": (0, None, (1,)),
+    "general": (4_000, None, (0,)),
+    "cranfield": (0, None, (3,)),
+    "cisi": (0, None, (3,)),
+    "medline": (0, None, (3,)),
+    "stackx_beer": (0, None, (3,)),
+}
 LENGTH = 320  # tokens a pair: at 512, 12% more of them for passages whose beginnings tell enough
 DEV_DEPTH = 30
 TEACHER_QUERIES = 3_600
 NEGATIVES, FROM_FIRST, NOT_NEARER = 5, 15, 0.97
 PARTS = 24
-LABEL_UNTIL = 1_000  # seconds on the run's clock: students need the rest
+LABEL_UNTIL = 1_030  # seconds on the run's clock: students need the rest
 WEIGHTS = (0.0, 0.25, 0.5, 1.0)
+NAMES = ("first", "hard", "mix")
 
 
 def pairs_of(rows: list[dict[str, Any]], contents: dict[str, str]) -> list[Pair]:
@@ -35,57 +50,139 @@ def split(rows: list[dict[str, Any]], values: np.ndarray) -> list[np.ndarray]:
     return np.split(np.asarray(values, np.float32), np.cumsum([len(r["documents"]) for r in rows])[:-1])
 
 
-def mine(w: Work) -> None:
-    """The sentence encoder: cosines of all pairs, and harder negatives for the teacher's questions."""
-    from inranker.label import load_teacher
+class Near:
+    """The sentence encoder's vectors of texts, and what is near by them."""
 
-    contents = w.contents()
-    training, scored, questions = w.rows("training"), w.rows("scored"), w.rows("teacher")
-    tokens = 2_048 if w.tiny else 131_072
-    encoder = load_teacher(
-        TeacherSettings(kind="bi-encoder", model=str(w.work / "minilm"), max_length=256, batch_tokens=tokens)
-    )
-    general = [name for name in contents if name.startswith("general/")]
-    pairs, judged = pairs_of(training, contents), pairs_of(scored, contents)
-    texts = list(dict.fromkeys([t for pair in pairs + judged for t in pair] + [contents[g] for g in general]))
-    texts = list(dict.fromkeys(texts + [q["text"] for q in questions]))
-    vectors, place = encoder.embed(texts), {text: n for n, text in enumerate(texts)}  # type: ignore[attr-defined]
+    def __init__(self, w: Work, texts: Iterable[str]) -> None:
+        from inranker.label import load_teacher
 
-    def cosines(asked: list[Pair]) -> np.ndarray:
-        left, right = (np.array([place[t] for t in side]) for side in zip(*asked, strict=True))
-        return np.concatenate(
-            [
-                (vectors[left[i : i + 65_536]] * vectors[right[i : i + 65_536]]).sum(1)
-                for i in range(0, len(asked), 65_536)
-            ]
+        tokens = 2_048 if w.tiny else 131_072
+        encoder = load_teacher(
+            TeacherSettings(kind="bi-encoder", model=str(w.work / "minilm"), max_length=256, batch_tokens=tokens)
         )
+        self._place = {text: n for n, text in enumerate(dict.fromkeys(texts))}
+        self._vectors = encoder.embed(list(self._place))  # type: ignore[attr-defined]
 
-    write_scores(w, "minilm", scored, cosines(judged))
-    found = vectors[[place[contents[g]] for g in general]]
-    rows = []
-    for number in np.random.default_rng(SEED).permutation(len(questions))[:TEACHER_QUERIES]:
-        question = questions[number]
-        row = hard_negatives(question, found @ vectors[place[question["text"]]], general, contents)
-        rows.extend([row] if len(row["documents"]) > 1 else [])
-    write_parquet(w.out / "teacher-hard.parquet", rows)
-    # Last: whoever waits for the cosines needs the other two as well.
-    columns = {"id": [r["id"] for r in training], "cosines": split(training, cosines(pairs))}
-    write_parquet(w.out / "cosines.parquet", columns)
+    def of(self, texts: Iterable[str]) -> np.ndarray:
+        """Vectors [n, size]."""
+        return self._vectors[[self._place[t] for t in texts]]
+
+    def cosines(self, pairs: Sequence[Pair]) -> np.ndarray:
+        """Of each pair, in order."""
+        starts = range(0, len(pairs), 65_536)
+        sides = ([self.of(side) for side in zip(*pairs[i : i + 65_536], strict=True)] for i in starts)
+        return np.concatenate([(left * right).sum(1) for left, right in sides])
 
 
-def hard_negatives(
-    question: dict[str, Any], similarity: np.ndarray, general: list[str], contents: dict[str, str]
-) -> dict[str, Any]:
-    """The question's answers and some of the passages nearest to it, but for those too near to be no answer."""
-    names = [f"{question['corpus']}/{d}" for d in question["documents"]]
-    answers = {name for name, grade in zip(names, question["grades"], strict=True) if grade}
-    own = max(float(similarity[general.index(a)]) for a in answers)
+def mine(w: Work) -> None:
+    """Cosines of what is scored, and harder negatives for two sets of questions that a teacher may go on with.
+
+    `hard`: general questions. `mix`: half of them, and synthetic queries of all styles for passages that no test
+    collection has, so that a teacher meets claims and keywords too.
+    """
+    contents = w.contents()
+    scored, questions = w.rows("scored"), w.rows("teacher")
+    written = [r for r in w.rows("training") if r["kind"] == "synthetic" and r["corpus"] in UNTESTED]
+    judged = pairs_of(scored, contents)
+    passages = {c: [name for name in contents if name.startswith(f"{c}/")] for c in UNTESTED}
+    asked = [r["text"] for r in questions + written]
+    near = Near(
+        w, [t for pair in judged for t in pair] + [contents[n] for names in passages.values() for n in names] + asked
+    )
+    write_scores(w, "minilm", scored, near.cosines(judged))
+    vectors = {c: near.of(contents[n] for n in names) for c, names in passages.items()}
+
+    def harder(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+        chosen = [rows[i] for i in np.random.default_rng(SEED).permutation(len(rows))]
+        asked = near.of(r["text"] for r in chosen)
+        found = (
+            hard_negatives(row, vectors[row["corpus"]] @ vector, passages[row["corpus"]])
+            for row, vector in zip(chosen, asked, strict=True)
+        )
+        return list(islice((r for r in found if r is not None), count))
+
+    hard = harder(questions, TEACHER_QUERIES)
+    half = TEACHER_QUERIES // 2
+    write_parquet(w.out / "teacher-mix.parquet", [*hard[:half], *harder(written, half)])
+    write_parquet(w.out / "teacher-hard.parquet", hard)  # last: whoever waits for it needs the others as well
+
+
+def hard_negatives(row: dict[str, Any], similarity: np.ndarray, passages: list[str]) -> dict[str, Any] | None:
+    """A query's answers and some of the passages nearest to it, but for those too near to be no answer.
+
+    None where there are none, or where so many passages are nearer than the answer that the query says too little.
+    """
+    names = [f"{row['corpus']}/{d}" for d in row["documents"]]
+    answers = {name for name, grade in zip(names, row["grades"], strict=True) if grade}
+    own = max(float(similarity[passages.index(a)]) for a in answers)
     # Which passages of a source answer as well is unknown: near to the answer's own similarity they often do.
-    order = [i for i in np.argsort(-similarity)[:200] if similarity[i] < NOT_NEARER * own and general[i] not in answers]
-    rng = np.random.default_rng([SEED, *question["id"].encode()])
+    order = [
+        i for i in np.argsort(-similarity)[:200] if similarity[i] < NOT_NEARER * own and passages[i] not in answers
+    ]
+    if not order or (similarity > own).sum() >= FROM_FIRST:
+        return None
+    rng = np.random.default_rng([SEED, *row["id"].encode()])
     chosen = rng.permutation(order[:FROM_FIRST])[:NEGATIVES]
-    documents = [n.split("/", 1)[1] for n in sorted(answers) + [general[i] for i in sorted(chosen)]]
-    return {**question, "documents": documents, "grades": [1] * len(answers) + [0] * len(chosen)}
+    documents = [n.split("/", 1)[1] for n in sorted(answers) + [passages[i] for i in sorted(chosen)]]
+    columns = {key: row[key] for key in ("id", "text", "corpus", "source")}
+    return {**columns, "documents": documents, "grades": [1] * len(answers) + [0] * len(chosen)}
+
+
+def more(w: Work) -> None:
+    """Synthetic queries beyond the first run's: other documents, and other styles for documents that had one."""
+    from inranker.generate import generate_queries
+
+    if os.environ.get("ATTEMPT", "0") != "0":  # All the rest goes without them.
+        write_parquet(w.out / "more.parquet", [])
+        return
+    corpora = w.documents()
+    asked = []
+    for name, (first, last, copies) in MORE.items():
+        order = np.random.default_rng(SEED).permutation(len(corpora[name]))[first:last]
+        order = order[:20] if w.tiny else order
+        # The style goes by the id, so a copy of another number mostly has another style.
+        asked += [replace(corpora[name][i], id=f"{name}/{corpora[name][i].id}#{c}") for i in order for c in copies]
+    settings = GenerateSettings(
+        model=w.base, prompts=STYLES, max_new_tokens=48, batch_tokens=2_048 if w.tiny else 65_536, shard_size=4_096
+    )
+    started = time.monotonic()
+    path = generate_queries(asked, settings, w.out / "generate", SEED)
+    written = [SyntheticQuery(**row) for row in read_parquet(path).to_pylist()]
+    log(w, f"more: {len(written)} of {len(asked)} queries, {time.monotonic() - started:.0f} s, loading included")
+    near = NearTexts(read_json(w.work / "test_queries.json"))
+    known = [r["text"] for r in w.rows("training")]
+    kept, reasons = keep(written, {d.id: d.content for d in asked}, near, known)
+    rows = [
+        {
+            "id": f"s/{q.id}",
+            "text": q.text,
+            "kind": "more",
+            "corpus": q.document_id.split("/")[0],
+            "source": q.prompt,
+            "document": q.document_id.split("/", 1)[1].rpartition("#")[0],
+            "log_probability": q.log_probability,
+        }
+        for q in kept
+    ]
+    contents = w.contents()
+    for row in rows if w.tiny else ():  # A random model writes nothing that BM25 could find.
+        row["text"] = " ".join(contents[f"{row['corpus']}/{row['document']}"].split()[5:10])
+    rows = [r for r in with_candidates(rows, corpora) if len(r["documents"]) > 1]
+    log(w, f"more: kept {len(rows)}, left out {reasons}, {time.monotonic() - started:.0f} s")
+    write_parquet(w.out / "more.parquet", rows)
+
+
+def near(w: Work) -> None:
+    """Cosines of all training pairs."""
+    contents, training = w.contents(), all_training(w)
+    pairs = pairs_of(training, contents)
+    found = Near(w, (t for pair in pairs for t in pair)).cosines(pairs)
+    write_parquet(w.out / "cosines.parquet", {"id": [r["id"] for r in training], "cosines": split(training, found)})
+
+
+def all_training(w: Work) -> list[dict[str, Any]]:
+    """The queries that came along and those written here."""
+    return w.rows("training") + read_parquet(w.out / "more.parquet").to_pylist()
 
 
 def settings_of(w: Work, name: str) -> TeacherSettings:
@@ -100,14 +197,36 @@ def settings_of(w: Work, name: str) -> TeacherSettings:
     return TeacherSettings(kind="causal", model=w.base, adapter=str(adapter), **shared)
 
 
-def load(w: Work, name: str) -> Any:
-    """A teacher; at the second attempt of a step without the packing of sequences, should that be what failed."""
+def load(w: Work, name: str, pairs: Sequence[Pair]) -> Any:
+    """A teacher, its sequences packed or padded: as the first that was loaded found better on some of these pairs."""
     from inranker.label import load_teacher
     from inranker.label.causal import CausalTeacher
 
-    settings = settings_of(w, name)
-    plain = os.environ.get("ATTEMPT", "0") != "0" and "packed" in inspect.signature(CausalTeacher).parameters
-    return CausalTeacher(settings, packed=False) if plain and settings.kind == "causal" else load_teacher(settings)
+    settings, choice = settings_of(w, name), w.out / "packed.json"
+    if settings.kind != "causal":
+        return load_teacher(settings)
+    if choice.exists():
+        return CausalTeacher(settings, packed=read_json(choice)["packed"])
+    part = pairs[: 16 if w.tiny else 1_024]
+    teachers, margins, seconds = [], [], []
+    for packed in (False, True):
+        try:
+            teacher = CausalTeacher(settings, packed=packed)
+            teacher.logits(part[: len(part) // 2])  # warm up
+            started = time.monotonic()
+            logits = teacher.logits(part)
+        except Exception as error:  # what a way that is new to this machine breaks on must not cost the labels
+            log(w, f"{name}, packed {packed}: {error!r:.300}")
+            continue
+        seconds.append(time.monotonic() - started)
+        teachers.append(teacher)
+        margins.append(logits[:, 1] - logits[:, 0])
+    agreement = float(np.corrcoef(margins[0], margins[-1])[0, 1]) if len(margins) == 2 else 0.0
+    better = agreement > 0.99 and seconds[1] < seconds[0]
+    figures = {"packed": better, "agreement": agreement, "seconds": seconds, "pairs": len(part)}
+    write_json(choice, figures)
+    log(w, f"{name}: {figures}")
+    return teachers[1] if better else teachers[0]
 
 
 def training_queries(w: Work, table: Path, count: int) -> list[Any]:
@@ -125,8 +244,8 @@ def training_queries(w: Work, table: Path, count: int) -> list[Any]:
     ]
 
 
-def train_hard(w: Work) -> None:
-    """Go on with the first run's adapter, on the harder negatives."""
+def train_lora(w: Work, name: str) -> None:
+    """Go on with the first run's adapter, on the harder negatives of `hard` or `mix`."""
     import torch
     from peft import PeftModel
 
@@ -139,7 +258,7 @@ def train_hard(w: Work) -> None:
 
     torch.manual_seed(SEED)
     started = time.monotonic()
-    data = training_queries(w, w.out / "teacher-hard.parquet", 24 if w.tiny else TEACHER_QUERIES)
+    data = training_queries(w, w.out / f"teacher-{name}.parquet", 24 if w.tiny else TEACHER_QUERIES)
     training, held_out = split_held_out(data, min(0.1, 150 / len(data)), SEED)
     model, tokenizer = load_causal(w.base, pick_dtype("auto", pick_device()))
     margin = CausalMargin(model, [single_token(tokenizer, word) for word in ANSWERS])
@@ -163,16 +282,16 @@ def train_hard(w: Work) -> None:
         CausalQueries(held_out, sequences, 16_384),
         phase,
         "auto",
-        w.out / ".teacher-hard-training",
+        w.out / f".teacher-{name}-training",
         seed=SEED,
         workers=0 if w.tiny else 2,
         checkpoints=False,
     )
-    with atomic_folder(w.out / "teacher-hard") as folder:
+    with atomic_folder(w.out / f"teacher-{name}") as folder:
         margin.model.to(torch.bfloat16).save_pretrained(folder)
         write_teacher_file(folder, DEFAULT_TEMPLATE)
-    log(w, f"teacher hard: {len(training)} questions, {time.monotonic() - started:.0f} s, last {history[-2:]}")
-    write_json(w.out / "teacher-hard.json", history)
+    log(w, f"teacher {name}: {len(training)} questions, {time.monotonic() - started:.0f} s, last {history[-2:]}")
+    write_json(w.out / f"teacher-{name}.json", history)
 
 
 def train_full(w: Work) -> None:
@@ -193,34 +312,41 @@ def score(w: Work, name: str, part: str) -> None:
         name = read_json(w.out / "chosen.json")["teacher"]
     rows = [r for r in w.rows("scored") if r["set"].startswith("dev_") == (part == "dev")]
     rows = [{**r, "documents": r["documents"][:DEV_DEPTH]} for r in rows] if part == "dev" else rows[int(part[-1]) :: 2]
-    model = load(w, name)
+    pairs = pairs_of(rows, w.contents())
+    model = load(w, name, pairs)
     started = time.monotonic()
-    logits = model.logits(pairs_of(rows, w.contents()))
+    logits = model.logits(pairs)
     log(w, f"{name} on {part}: {len(logits)} pairs, {len(logits) / (time.monotonic() - started):.0f} pairs/s")
     write_scores(w, f"teacher-{part}" if part != "dev" else f"{name}-dev", rows, logits[:, 1] - logits[:, 0])
 
 
 def choose(w: Work) -> None:
-    """Teacher, and the sentence encoder's share in its labels, by the development sets' mean."""
+    """Teacher, and the sentence encoder's and BM25's shares in its labels, by the development sets' mean."""
     rows = [r for r in w.rows("scored") if r["set"].startswith("dev_")]
     rows = [{**r, "documents": r["documents"][:DEV_DEPTH]} for r in rows]
     near = margins_by_row(w, "minilm", rows)
-    figures: dict[str, Any] = {"minilm": development(w, rows, near)}
-    spread: dict[str, float] = {}
-    for name in ("first", "hard"):
+    lexical = [np.array(r["bm25"][: len(r["documents"])], np.float32) / max(r["bm25"][0], 1e-9) for r in rows]
+    figures: dict[str, Any] = {"minilm": development(w, rows, near), "bm25": development(w, rows, lexical)}
+    shares: dict[str, tuple[float, float]] = {}
+    for name in NAMES:
         if not (w.out / f"scores-{name}-dev.parquet").exists():
             continue
         large = margins_by_row(w, name, rows)
-        spread[name] = float(np.concatenate(large).std() / np.concatenate(near).std())
-        for weight in WEIGHTS:
-            mixed = [a + weight * spread[name] * b for a, b in zip(large, near, strict=True)]
-            figures[f"{name} {weight}"] = development(w, rows, mixed)
-    best = max((key for key in figures if key != "minilm"), key=lambda key: figures[key]["mean"])
-    name, weight = best.split()
-    chosen = {"teacher": name, "cosine": float(weight) * spread[name], "weight": float(weight), "development": figures}
+        spread = [float(np.concatenate(large).std() / np.concatenate(v).std()) for v in (near, lexical)]
+        for cosine, bm25 in product(WEIGHTS, WEIGHTS):
+            mixed = [
+                a + cosine * spread[0] * b + bm25 * spread[1] * c for a, b, c in zip(large, near, lexical, strict=True)
+            ]
+            key = f"{name} {cosine} {bm25}"
+            figures[key] = development(w, rows, mixed)
+            shares[key] = cosine * spread[0], bm25 * spread[1]
+    best = max(shares, key=lambda key: figures[key]["mean"])
+    name = best.split()[0]
+    cosine, bm25 = shares[best]
+    chosen = {"teacher": name, "cosine": cosine, "bm25": bm25, "weights": best, "development": figures}
     write_json(w.out / "chosen.json", chosen)
     (w.out / f"chosen-{name}").touch()
-    log(w, f"chosen: {best}, {figures[best]}")
+    log(w, f"chosen: {best}, {figures[best]}; alone {figures[f'{name} 0.0 0.0']}")
     finish_labels(w)
 
 
@@ -235,10 +361,10 @@ def margins_by_row(w: Work, name: str, rows: list[dict[str, Any]]) -> list[np.nd
 def label(w: Work, name: str, worker: str) -> None:
     """Soft labels, part after part, for as long as this teacher may be the chosen one; several workers share them."""
     if wanted(w, name):
-        rows = w.rows("training")
+        rows = all_training(w)
         rows = [rows[i] for i in np.random.default_rng(SEED).permutation(len(rows))]
         contents = w.contents()
-        model = load(w, name)
+        model = load(w, name, pairs_of(rows[:200], contents))
         (w.out / "labels").mkdir(exist_ok=True)
         for part in range(PARTS):
             if wanted(w, name) and claim(w.out / "labels" / f"{name}-{part:02d}.claim"):

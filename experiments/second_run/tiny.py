@@ -19,7 +19,18 @@ sys.path.insert(0, str(HERE.parent))
 
 SETS = ["scifact", "cranfield", "cisi", "medline", "stackx_beer", "climate_fever_sent", "dl19_pool", "dl20_pool"]
 CONSONANTS, VOWELS = "bcdfghklmnprstvz", "aeiou"
-STEPS = ("train_full", "three", "only", "ranknet", "both", "kl")  # so alike to others that the toy leaves them out
+STEPS = (
+    "bench",
+    "train_full",
+    "three",
+    "only",
+    "ranknet",
+    "both",
+    "kl",
+    "mse",
+    "all",
+    " 3",
+)  # so alike to others that the toy leaves them out
 
 
 def words(rng: np.random.Generator, count: int) -> list[str]:
@@ -100,7 +111,7 @@ def make_models(folder: Path, vocabulary: list[str]) -> None:
     byte_level = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     PreTrainedTokenizerFast(tokenizer_object=byte_level, pad_token="<pad>").save_pretrained(folder / "qwen")
-    sizes |= {"num_key_value_heads": 1, "max_position_embeddings": 512}
+    sizes |= {"num_key_value_heads": 1, "max_position_embeddings": 2048}
     model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(vocab), **sizes))
     model.save_pretrained(folder / "qwen")
     adapter = folder / "results" / "teacher-lora"
