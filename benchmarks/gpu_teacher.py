@@ -118,8 +118,8 @@ def compare(arguments: argparse.Namespace, pairs: list[Pair], model: Path, devic
     )
     teachers = {
         "padded": CausalTeacher(settings, packed=False),
-        "packed, nothing shared": Unshared(settings),
-        "packed": CausalTeacher(settings),
+        "packed, nothing shared": Unshared(settings, compiled=False),
+        "packed": CausalTeacher(settings, compiled=False),
     }
     if arguments.compile:
         teachers["packed, compiled"] = CausalTeacher(settings, compiled=True)

@@ -76,6 +76,30 @@ def test_a_cut_student_follows_its_start_on_the_device(tiny_encoder: Path):
     assert float(guide.follow(module, chunk)[1].detach()) < 0.8 * before
 
 
+def test_a_student_learns_in_half_precision_copies_of_its_weights(tiny_encoder: Path):
+    import torch
+    from on_device import DeviceQueries
+    from students import fit
+
+    from inranker.train.data import TrainingQuery
+    from inranker.train.losses import mix
+    from inranker.train.students import load_student
+
+    texts = ["the cat sat", "a dog ran off"]
+    data = [TrainingQuery(str(n), f"cat {n}", texts, np.array([1, 0]), np.float32([3, -3])) for n in range(8)]
+    losses = {}
+    for dtype in (None, torch.bfloat16):
+        torch.manual_seed(0)
+        student = load_student(tiny_encoder, max_length=24)
+        queries = DeviceQueries(data, student, torch.device("cpu"), 60)
+        losses[dtype] = fit(student.module.eval(), queries, mix({"mse": 1.0}), [np.arange(8)] * 60, dtype=dtype)[
+            "losses"
+        ]
+        assert all(p.dtype == torch.float32 for p in student.module.parameters())
+    assert losses[None][-1] < 0.95 * losses[None][0]
+    assert losses[torch.bfloat16] == pytest.approx(losses[None], rel=0.1)
+
+
 class Ended:
     """A process that has ended; without a `path` it left nothing, which is a failure."""
 

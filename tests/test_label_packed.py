@@ -87,6 +87,23 @@ def test_compiled_layers_give_the_same(tiny_causal, monkeypatch):
     assert graphs
 
 
+def test_layers_are_compiled_once_much_has_been_scored(tiny_causal, monkeypatch):
+    compiled, compile_ = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **options: compile_(call, backend=keep, **options))
+
+    def keep(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    settings = TeacherSettings(model=str(tiny_causal), max_length=128, batch_tokens=300)
+    teacher = CausalTeacher(settings)
+    teacher._packed._compile_after = 1
+    one = teacher.logits(PAIRS[:1])
+    assert not compiled
+    np.testing.assert_allclose(teacher.logits(PAIRS[:1]), one, atol=1e-4)
+    assert compiled
+
+
 def test_what_a_group_shares_stands_once_in_a_row():
     group = [CausalSequence([1, 2, 3, *rest], "a") for rest in ([4, 5], [4, 6], [7])]
     assert shared_tokens(group) == 3 and shared_tokens(group[:1]) == 0

@@ -32,9 +32,9 @@ def plan(gpus: int) -> list[Step]:
     """The steps, the dearest first. With one GPU the first run's adapter is the teacher: no time for another."""
     labels = ("labels.json", "cosines.parquet", "more.parquet")
     data, model = "arrived-data", ("base", "arrived-model")
-    hard = gpus > 1
+    mix = gpus > 1
 
-    def student(name: str, seed: int, *needs: str, seconds: float = 90) -> Step:
+    def student(name: str, seed: int, *needs: str, seconds: float = 100) -> Step:
         soft = () if name.endswith("hard") else labels
         return Step(f"student {name} {seed}", f"scores-{name}-{seed}.parquet", (data, *soft, *needs), "small", seconds)
 
@@ -46,53 +46,43 @@ def plan(gpus: int) -> list[Step]:
 
     first = [
         Step("convert", "base", ("arrived-model",), "", 90),
-        Step("mine", "teacher-hard.parquet", (data,), "small", 45),
-        Step("bench engine", "bench-engine.json", (data,), "alone", 140),
+        Step("mine", "teacher-mix.parquet", (data,), "small", 35),
+        Step("bench teacher", "bench-teacher.json", (data,), "alone", 150),
     ]
-    if hard:
-        first += [Step("train_lora hard", "teacher-hard.json", (*model, "teacher-hard.parquet"), "large", 230)]
+    if mix:
+        first += [Step("train_mix", "teacher-mix.json", (*model, "teacher-mix.parquet"), "large", 200)]
     first += [
-        Step("more", "more.parquet", model, "large", 120),
-        Step("near", "cosines.parquet", (data, "more.parquet"), "small", 40),
+        Step("more", "more.parquet", model, "large", 100),
+        Step("near", "cosines.parquet", (data, "more.parquet"), "small", 30),
+        teacher("first"),
     ]
-    if hard:
-        first += [Step("train_lora mix", "teacher-mix.json", (*model, "teacher-hard.parquet"), "large", 230)]
-        first += [teacher("hard", "teacher-hard.json")]
-    first += [teacher("first")]
-    if hard:
+    if mix:
         first += [teacher("mix", "teacher-mix.json")]
-    wants = ("scores-hard-dev.parquet", "scores-mix-dev.parquet") if hard else ()
-    needs = ("scores-first-dev.parquet", "teacher-hard.parquet")
-    first += [Step("choose", "chosen.json", needs, "", 5, wants, 760)]
-    # The first of the candidates to be measured labels till another one is chosen.
-    early = {"hard": ("scores-hard-dev.parquet", "scores-first-dev.parquet")} if hard else {}
-    for name in ("hard", "mix", "first") if hard else ("first",):
-        first += [label(name, n, "more.parquet", *early.get(name, (f"chosen-{name}",))) for n in range(gpus)]
-    # While pieces are still on their way the GPUs learn hard labels.
+    wants = ("scores-mix-dev.parquet",) if mix else ()
+    first += [Step("choose", "chosen.json", ("scores-first-dev.parquet", "teacher-mix.parquet"), "", 5, wants, 620)]
+    first += [label(name, n, "more.parquet", f"chosen-{name}") for name in ("mix", "first") for n in range(gpus)]
+    # The longest asks for most of a GPU; while pieces are still on their way, students learn hard labels.
     students = [
+        Step("student long 1", "scores-long-1.parquet", (data, *labels), "large", 260),
         student("sup-hard", 1),
         student("syn-hard", 1),
-        student("sup-hard", 2),
-        student("syn-hard", 2),
         student("syn-soft", 1),
-        student("long", 1, seconds=170),
         student("sup-soft", 1),
     ]
     tests = [
         Step(f"score chosen test{n}", f"scores-teacher-test{n}.parquet", (*model, "labels.json"), "large", 90)
         for n in (0, 1)
     ]
-    nano = [student("nano", 1, "weights-long-1.tar", seconds=130)]
-    more = [student(name, seed) for seed in (2, 3) for name in CELLS]
-    last = [student(name, 1) for name in ("fold-a", "fold-b")] + [teacher("ql")]
-    last += [Step(f"bench {name}", f"bench-{name}.json", model, "alone", 150) for name in ("teacher", "t5")]
-    last += [student("all", 1)]
-    last += [student(name, 1) for name in ("only-1000", "only-4000", "mse", "margin_mse", "kl", "ranknet", "both")]
+    students_2 = [student("nano", 1, "weights-long-1.tar", seconds=130)]
+    students_2 += [student(name, 1) for name in ("fold-a", "fold-b")]
+    students_2 += [student(name, seed) for seed in (2, 3) for name in CELLS]
+    last = [teacher("ql"), Step("bench t5", "bench-t5.json", (data,), "alone", 150)]
+    last += [student(name, 1) for name in ("all", "only-1000", "only-4000")]
+    last += [student(name, 1) for name in ("mse", "margin_mse", "kl", "ranknet", "both")]
     last += [student("three", 1, "weights-long-1.tar", seconds=140)]
-    last += [student("long", seed, seconds=170) for seed in (2, 3)]
     last += [Step("train_full", "teacher-full.json", (*model, "labels.json"), "alone", 260)]
     last += [teacher("full", "teacher-full.json")]
-    return list(dict.fromkeys([*first, *students, *tests, *nano, *more, *last]))
+    return [*first, *students, *tests, *students_2, *last]
 
 
 def run_all(w: Work, seconds: float, gpus: int, inline: bool) -> None:
@@ -153,7 +143,7 @@ def step(w: Work, words: list[str]) -> None:
         "more": teachers.more,
         "near": teachers.near,
         "bench": bench,
-        "train_lora": teachers.train_lora,
+        "train_mix": teachers.train_mix,
         "train_full": teachers.train_full,
         "score": teachers.score,
         "choose": teachers.choose,
@@ -173,8 +163,8 @@ def bench(w: Work, name: str) -> None:
     corpus = ["--corpus", str(w.work / "scifact")]
     options = {
         "engine": ["--model", str(tokenizer), *corpus, "--peer-pairs", "8000", "--repeats", "5", "--out", str(leaves)],
-        "teacher": ["--model", w.base, *corpus, "--pairs", "4096", "--compile", "--out", str(leaves)],
-        "t5": ["--shapes", "t5-base", "t5-3b", "--variants", "flex, wo TF32", "flex, wo bf16", "sdpa, wo TF32"],
+        "teacher": [*corpus, "--pairs", "3072", "--compile", "--out", str(leaves)],
+        "t5": ["--shapes", "t5-base", "t5-3b", "--variants", "flex, wo TF32", "sdpa, wo TF32"],
     }
     script = Path(__file__).parents[2] / "benchmarks" / f"gpu_{name}.py"
     run = subprocess.run([sys.executable, str(script), *options[name]], check=True, stdout=subprocess.PIPE, text=True)

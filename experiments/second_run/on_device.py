@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from inranker.batching import plan_batches
+from inranker.label.packed_causal import to_device
 from inranker.train.data import TrainingQuery
 
 
@@ -67,13 +68,13 @@ class DeviceQueries:
     def group(self, pairs: np.ndarray) -> Tensor:
         """Each pair's query, numbered from 0 in the order in which they come."""
         query = self._query_of[pairs]
-        return torch.from_numpy(np.concatenate([[0], np.cumsum(query[1:] != query[:-1])])).to(self.device)
+        return to_device(self.device, np.concatenate([[0], np.cumsum(query[1:] != query[:-1])]))
 
     def scores(self, module: nn.Module, pairs: np.ndarray, chunk_tokens: int | None = None) -> Tensor:
         """A student's margins of these pairs, float32 [n]."""
         plan = plan_batches(self.lengths[pairs], chunk_tokens or self._chunk_tokens)
         y = torch.cat([module(**self.chunk(pairs[rows])) for rows in plan])
-        order = torch.from_numpy(np.concatenate(plan)).to(self.device, non_blocking=True)
+        order = to_device(self.device, np.concatenate(plan))
         return torch.empty_like(y).index_put((order,), y)
 
     def chunk(self, pairs: np.ndarray) -> dict[str, Tensor]:
@@ -86,7 +87,7 @@ class DeviceQueries:
                 self._kept[pairs],
             ]
         )
-        prefix, before, document, kept = torch.from_numpy(host).to(self.device)[:, :, None]
+        prefix, before, document, kept = to_device(self.device, host)[:, :, None]
         position = torch.arange(int(self.lengths[pairs].max()), device=self.device)[None]
         inside = position - before
         closing = (inside - kept).clamp(0, len(self._suffix) - 1)
@@ -111,9 +112,9 @@ def score_all(module: nn.Module, queries: DeviceQueries) -> np.ndarray:
     return found
 
 
-def autocast(device: torch.device) -> torch.autocast:
+def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
     """bf16 on a GPU, nothing elsewhere."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and device.type == "cuda")
 
 
 def _joined(values: Sequence[np.ndarray | None], dtype: Any, device: torch.device) -> Tensor | None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import shutil
 import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from common import SEED, Work, log, write_scores
 from on_device import DeviceQueries, autocast, score_all
 from teachers import all_training
 from torch import nn
+from torch.func import functional_call
 
+from inranker.label.packed_causal import to_device
 from inranker.label.teachers import pick_device
 from inranker.recipe import StudentSettings
 from inranker.store import read_json, read_parquet, write_json
@@ -35,6 +38,12 @@ HELD_OUT = 0.02
 FOLDS = {"fold-a": {"scifact", "cisi", "climate_fever_sent"}, "fold-b": {"cranfield", "medline", "stackx_beer"}}
 
 
+# Stages of the cells; those without synthetic queries take as many updates, all on questions.
+ONE = (("supervised", "supervised", 1), ("synthetic", "synthetic", 1))
+QUESTIONS = (("supervised", "supervised", 1), ("supervised", "synthetic", 1))
+LONG = (("supervised", "supervised", 1), ("synthetic", "synthetic", 2))
+
+
 @dataclass(frozen=True)
 class Plan:
     """A student. Each stage: the kind of queries, the kind whose number sets the number of updates, its epochs.
@@ -45,7 +54,7 @@ class Plan:
     """
 
     loss: dict[str, float]
-    stages: tuple[tuple[str, str, float], ...] = (("supervised", "supervised", 1), ("synthetic", "synthetic", 2))
+    stages: tuple[tuple[str, str, float], ...] = ONE
     start: str = "minilm"
     layers: tuple[int, ...] | None = None
     states: float = 0.0
@@ -63,9 +72,6 @@ class Plan:
 # Margins within a query leave its offset free, and probabilities then mean little: a little `mse` holds it.
 HARD, SOFT = {"infonce": 1.0}, {"margin_mse": 1.0, "mse": 0.4}
 FOLLOWING = {"margin_mse": 0.1}
-# The cells without synthetic queries take as many updates, all on questions.
-QUESTIONS = (("supervised", "supervised", 1), ("supervised", "synthetic", 2))
-LONG = (("supervised", "supervised", 2), ("synthetic", "synthetic", 3))
 CELLS = {
     "sup-hard": Plan(HARD, QUESTIONS),
     "syn-hard": Plan(HARD),
@@ -97,7 +103,7 @@ def train(w: Work, name: str, seed: str) -> None:
         start=str(start_of(w, plan)),
         layers=list(plan.layers) if plan.layers and not w.tiny else None,
         max_length=128 if w.tiny else LENGTH,
-        dropout=0.0 if plan.states else None,  # every state is to be met exactly
+        dropout=0.0,  # soft labels need none, it costs time, and states that are followed are to be met exactly
     )
     student = load_student(build_start(settings, folder / "start", int(seed)))
     student.module.to(device)
@@ -111,7 +117,8 @@ def train(w: Work, name: str, seed: str) -> None:
     history = []
     for number, (kind, like, epochs) in enumerate(plan.stages):
         batches = order(len(training[kind].data), len(training[like].data), epochs, (int(seed), number))
-        history.append(fit(student.module, training[kind], mix(plan.loss), batches, guide, plan.states))
+        half = torch.bfloat16 if device.type == "cuda" else None
+        history.append(fit(student.module, training[kind], mix(plan.loss), batches, guide, plan.states, half))
     pairs = sum(h["pairs"] for h in history)
     rate = pairs / (time.monotonic() - ready)
     held = DeviceQueries(held_out, student, device, tokens)
@@ -176,21 +183,33 @@ def training_data(w: Work, plan: Plan) -> dict[str, tuple[list[TrainingQuery], l
 
 
 def soft_labels(w: Work) -> dict[str, np.ndarray]:
-    """Query id -> margins of its documents: the teacher's, with the encoder's cosines and BM25's scores as chosen."""
+    """Query id -> margins of its documents: the teacher's, with the encoder's cosines and BM25's scores as chosen.
+
+    What is added has a mean of zero over all pairs, so that the teacher's offset, and its probabilities, stay.
+    """
     chosen = read_json(w.out / "chosen.json")
-    found: dict[str, list[float]] = {}
-    for part in read_json(w.out / "labels.json")["parts"]:
-        table = read_parquet(w.out / "labels" / part)
-        values = np.asarray(table["true_logit"]) - np.asarray(table["false_logit"])
-        for query, margin in zip(table["query_id"].to_pylist(), values.tolist(), strict=True):
-            found.setdefault(query, []).append(margin)
-    margins = {query: np.array(values, np.float32) for query, values in found.items()}
+    table = read_labels(w.out)
+    values = np.asarray(table["true_logit"]) - np.asarray(table["false_logit"])
+    keys = zip(table["query_id"].to_pylist(), table["document_id"].to_pylist(), strict=True)
+    large = dict(zip(keys, values.tolist(), strict=True))
     cosines = {r["id"]: r["cosines"] for r in read_parquet(w.out / "cosines.parquet").to_pylist()}
+    found: dict[str, np.ndarray] = {}
     for row in all_training(w):
-        if row["id"] in margins:
-            margins[row["id"]] += chosen["cosine"] * np.array(cosines[row["id"]], np.float32)
-            margins[row["id"]] += chosen["bm25"] * np.array(row["bm25"], np.float32)
-    return margins
+        keys = [(row["id"], f"{row['corpus']}/{d}") for d in row["documents"]]
+        if all(key in large for key in keys) and len(cosines[row["id"]]) == len(keys):
+            others = chosen["cosine"] * np.array(cosines[row["id"]]) + chosen["bm25"] * np.array(row["bm25"])
+            found[row["id"]] = np.stack([np.array([large[key] for key in keys]), others])
+    mean = np.concatenate([both[1] for both in found.values()]).mean()
+    return {query: (own + others - mean).astype(np.float32) for query, (own, others) in found.items()}
+
+
+def read_labels(folder: Path) -> Any:
+    """The teacher's labels: in parts, as a run leaves them, or all in one table, as they are kept."""
+    whole = folder / "labels.parquet"
+    if whole.exists():
+        return read_parquet(whole)
+    parts = read_json(folder / "labels.json")["parts"]
+    return pa.concat_tables([read_parquet(folder / "labels" / part) for part in parts])
 
 
 def order(count: int, like: int, epochs: float, seed: tuple[int, int]) -> list[np.ndarray]:
@@ -209,8 +228,14 @@ def fit(
     batches: Sequence[np.ndarray],
     guide: Guide | None = None,
     states: float = 0.0,
+    dtype: torch.dtype | None = None,
+    watch: Callable[[int, torch.Tensor], None] = lambda step, loss: None,
 ) -> dict[str, Any]:
-    """One stage: AdamW, the rate up and then down in straight lines; nothing waits for the host but the loss."""
+    """One stage: AdamW, the rate up and then down in straight lines; nothing waits for the host but the loss.
+
+    `dtype`: of the weights' copies that a step computes with (the weights themselves and the optimizer stay in fp32).
+    Against autocast the states between the layers are half as wide, which is most of a small student's time.
+    """
     module.train()
     fast = {"fused": True} if queries.device.type == "cuda" else {}
     optimizer = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=DECAY, **fast)
@@ -222,17 +247,24 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     losses, pairs = [], 0
     distances: list[torch.Tensor] = []
+    copies: dict[str, torch.Tensor] = {}
 
     def follow(**chunk: torch.Tensor) -> torch.Tensor:
         y, distance = guide.follow(module, chunk)
         distances.append(distance)
         return y
 
+    def in_copies(**chunk: torch.Tensor) -> torch.Tensor:
+        return functional_call(module, copies, kwargs=chunk)
+
+    forward = follow if guide is not None else in_copies if dtype else module
     for batch in batches:
         chosen = queries.pairs(batch)
-        with autocast(queries.device):
-            y = queries.scores(module if guide is None else follow, chosen)
-        place = torch.from_numpy(chosen).to(queries.device)
+        if forward is in_copies:
+            copies = {name: p.to(dtype) for name, p in module.named_parameters()}
+        with autocast(queries.device, forward is not in_copies):
+            y = queries.scores(forward, chosen)
+        place = to_device(queries.device, chosen)
         margins = y.new_zeros(len(y)) if queries.margins is None else queries.margins[place]
         assert queries.grades is not None
         value = loss(Scores(y.float(), margins, queries.grades[place], queries.group(chosen)))
@@ -245,6 +277,7 @@ def fit(
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(value.detach())
+        watch(len(losses), losses[-1])
         pairs += len(chosen)
     values = torch.stack(losses).float().cpu().numpy()
     means = [round(float(part.mean()), 4) for part in np.array_split(values, min(20, len(values)))]

@@ -76,7 +76,7 @@ class CausalStates(TorchTeacher):
         template: with {query} and {document}.
         identity: what else can change a logit.
         packed: False pads whatever the model.
-        compiled: compile the packed layers (see `PackedDecoder`).
+        compiled: compile the packed layers (see `PackedDecoder`); None: on a GPU, once much has been scored.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ class CausalStates(TorchTeacher):
         template: str,
         identity: dict[str, Any],
         packed: bool,
-        compiled: bool,
+        compiled: bool | None,
     ) -> None:
-        from inranker.label.packed_causal import PackedDecoder, packable
+        from inranker.label.packed_causal import COMPILE_AFTER, PackedDecoder, packable
 
         known = {
             "weights": weights_fingerprint(resolve(settings.model)),
@@ -104,7 +104,8 @@ class CausalStates(TorchTeacher):
         self._first = "query" if template.index("{query}") < template.index("{document}") else "document"
         self._packed = None
         if packed and packable(self.model, settings.max_length):
-            self._packed = PackedDecoder(self.model, compiled)
+            later = COMPILE_AFTER if self.device.type == "cuda" else None
+            self._packed = PackedDecoder(self.model, later if compiled is None else 0 if compiled else None)
 
     @abstractmethod
     def from_states(self, states: torch.Tensor, batch: list[CausalSequence]) -> torch.Tensor:
@@ -151,7 +152,7 @@ class CausalTeacher(CausalStates):
     Of the output head only two rows are computed, in fp32, and only for each sequence's last token.
     """
 
-    def __init__(self, settings: TeacherSettings, packed: bool = True, compiled: bool = False) -> None:
+    def __init__(self, settings: TeacherSettings, packed: bool = True, compiled: bool | None = None) -> None:
         folder = Path(settings.adapter or resolve(settings.model))
         kept = read_json(folder / TEACHER_FILE) if (folder / TEACHER_FILE).is_file() else {}
         template = settings.template or kept.get("template", DEFAULT_TEMPLATE)
@@ -181,7 +182,7 @@ class QueryLikelihoodTeacher(CausalStates):
 
     TEMPLATE = "Document: {document}\nA search query that this document answers: {query}"
 
-    def __init__(self, settings: TeacherSettings, packed: bool = True, compiled: bool = False) -> None:
+    def __init__(self, settings: TeacherSettings, packed: bool = True, compiled: bool | None = None) -> None:
         template = settings.template or self.TEMPLATE
         super().__init__(f"query-likelihood:{settings.model}", settings, template, {}, packed=packed, compiled=compiled)
 
