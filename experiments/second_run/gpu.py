@@ -28,8 +28,11 @@ ARRIVALS = ("arrived-data", "arrived-model")
 CELLS = ("syn-soft", "sup-soft", "syn-hard", "sup-hard")
 
 
-def plan(gpus: int) -> list[Step]:
-    """The steps, the dearest first. With one GPU the first run's adapter is the teacher: no time for another."""
+def plan(gpus: int, large: bool = True) -> list[Step]:
+    """The steps, the dearest first; only the students unless `large`.
+
+    With one GPU the first run's adapter is the teacher: no time for another.
+    """
     labels = ("labels.json", "cosines.parquet", "more.parquet")
     data, model = "arrived-data", ("base", "arrived-model")
     mix = gpus > 1
@@ -80,12 +83,14 @@ def plan(gpus: int) -> list[Step]:
     last += [student(name, 1) for name in ("all", "only-1000", "only-4000")]
     last += [student(name, 1) for name in ("mse", "margin_mse", "kl", "ranknet", "both")]
     last += [student("three", 1, "weights-long-1.tar", seconds=140)]
+    last += [student("long", seed, seconds=200) for seed in (2, 3)]
     last += [Step("train_full", "teacher-full.json", (*model, "labels.json"), "alone", 260)]
     last += [teacher("full", "teacher-full.json")]
-    return [*first, *students, *tests, *students_2, *last]
+    steps = [*first, *students, *tests, *students_2, *last]
+    return steps if large else [s for s in steps if s.name.startswith("student")]
 
 
-def run_all(w: Work, seconds: float, gpus: int, inline: bool) -> None:
+def run_all(w: Work, seconds: float, gpus: int, inline: bool, large: bool = True) -> None:
     """Go through the plan; `inline` calls the steps in this process, one after another."""
     from teachers import release_claims
 
@@ -93,8 +98,9 @@ def run_all(w: Work, seconds: float, gpus: int, inline: bool) -> None:
     release_claims(w.out)
     names = [str(n) for n in range(gpus)]
     start = (lambda name, gpu, attempt: Called(w, name)) if inline else Launcher(w)
-    everything = plan(gpus)
-    Runner(everything, start, lambda text: log(w, text), w.out, names, seconds, ARRIVALS, "labels.json").run()
+    everything = plan(gpus, large)
+    arrivals = ARRIVALS if large else ARRIVALS[:1]
+    Runner(everything, start, lambda text: log(w, text), w.out, names, seconds, arrivals, "labels.json").run()
 
 
 class Called:
@@ -182,6 +188,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--seconds", type=float, default=1600, help="of the clock: no step begins that ends later")
     parser.add_argument("--gpus", type=int, default=0, help="0: as many as there are")
+    parser.add_argument("--students", action="store_true", help="only them, from labels that came along")
     arguments = parser.parse_args()
     w = Work(arguments.work, arguments.out, arguments.tiny)
     if arguments.step != ["all"]:
@@ -189,7 +196,8 @@ def main() -> None:
         return
     import torch
 
-    run_all(w, arguments.seconds, arguments.gpus or max(torch.cuda.device_count(), 1), inline=False)
+    gpus = arguments.gpus or max(torch.cuda.device_count(), 1)
+    run_all(w, arguments.seconds, gpus, inline=False, large=not arguments.students)
 
 
 if __name__ == "__main__":

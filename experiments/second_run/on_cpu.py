@@ -1,9 +1,11 @@
 """A ranker from the second run's labels on two cores: `inranker-mini`, until a GPU makes a better one.
 
     python experiments/second_run/on_cpu.py TABLES RESULTS START OUT [--supervised 6000] [--synthetic 12500]
+    python experiments/second_run/on_cpu.py TABLES RESULTS NANO OUT --follow OUT_OF_THE_FIRST --length 64
 
 TABLES holds what `prepare.py` wrote, RESULTS the labels, START a ranker of six layers (the first `inranker-mini`). OUT
-gets the student and its development figures, before and after.
+gets the student and its development figures, before and after. With --follow, START is a cut of two layers that follows
+the ranker of six from layer to layer.
 """
 
 from __future__ import annotations
@@ -20,15 +22,17 @@ import numpy as np
 import torch
 from common import SEED, Work, development, log
 from on_device import DeviceQueries, score_all
-from students import SOFT, all_training, calibration, fit, order, soft_labels
+from students import FOLLOWING, SOFT, all_training, calibration, fit, order, soft_labels
 
 from inranker.store import write_json
 from inranker.train.data import TrainingQuery, split_held_out
+from inranker.train.guide import Guide
 from inranker.train.losses import mix
 from inranker.train.students import Student, load_student
 from inranker.train.trainer import agreement
 
 LENGTH, DOCUMENTS = 112, 5
+LAYERS = [0, 5]  # of the ranker that is followed
 CHUNK = 3_600  # tokens: small batches are the fastest here
 SCALE = 0.4  # the teacher's margins spread by 11; a ranker starts with 4
 DEV_QUERIES, DEV_DEPTH, DEV_LENGTH = 60, 30, 224
@@ -67,12 +71,22 @@ def develop(w: Work, student: Student) -> dict[str, float]:
     return development(w, chosen, np.split(margins, np.cumsum([len(r["documents"]) for r in chosen])[:-1]))
 
 
-def main(tables: Path, results: Path, start: Path, out: Path, supervised: int, synthetic: int) -> None:
+def main(
+    tables: Path,
+    results: Path,
+    start: Path,
+    out: Path,
+    supervised: int,
+    synthetic: int,
+    follow: Path | None,
+    length: int,
+) -> None:
     """Train, measure, save."""
     out.mkdir(parents=True, exist_ok=True)
     w = Work(tables, results)
     torch.manual_seed(SEED)
-    student = load_student(start, max_length=LENGTH)
+    student = load_student(start, max_length=length)
+    guide = Guide(load_student(follow, max_length=length), LAYERS) if follow else None
     for part in student.module.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
@@ -96,7 +110,10 @@ def main(tables: Path, results: Path, start: Path, out: Path, supervised: int, s
             student.save(out / "student")
 
     batches = order(len(data), len(data), 1, (1, 0))
-    history = fit(student.module, queries, mix(SOFT), batches, dtype=torch.bfloat16, watch=watch)
+    if guide is None:
+        history = fit(student.module, queries, mix(SOFT), batches, dtype=torch.bfloat16, watch=watch)
+    else:
+        history = fit(student.module, queries, mix(FOLLOWING), batches, guide, 2.0, watch=watch)
     logits = score_all(student.module, held)
     unscaled = [replace(q, margins=q.margins / SCALE) for q in held_out if q.margins is not None]
     student.settings = replace(student.settings, calibration=calibration(logits, unscaled), max_length=512)
@@ -113,4 +130,6 @@ if __name__ == "__main__":
         parser.add_argument(argument, type=Path)
     parser.add_argument("--supervised", type=int, default=6_000)
     parser.add_argument("--synthetic", type=int, default=12_500)
+    parser.add_argument("--follow", type=Path)
+    parser.add_argument("--length", type=int, default=LENGTH)
     main(**vars(parser.parse_args()))

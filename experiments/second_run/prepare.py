@@ -1,11 +1,11 @@
 """Before the GPU is there: the second run's tables out of the first's, and all of it packed in pieces to be carried.
 
-    python experiments/second_run/prepare.py PREPARED DATA MINILM GGUF PAYLOAD [--home HOME]
+    python experiments/second_run/prepare.py PREPARED DATA MINILM PAYLOAD [--gguf GGUF] [--home HOME]
 
 PREPARED is what `first_run/prepare.py` wrote, DATA the collections, MINILM the folder of all-MiniLM-L6-v2, GGUF the
 file of Qwen2.5-Coder-1.5B-Instruct. PAYLOAD gets `a00 …` (tables, encoder, wheels) and `b00 …` (adapter, large model).
-`--home` takes along what an earlier machine had finished, so that a new one goes on there. No judgement of a test
-collection is read.
+`--home` takes along what an earlier machine had finished (`second_run/results`), so that a new one goes on there. No
+judgement of a test collection is read.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def main(
     prepared: Path,
     data: Path,
     minilm: Path,
-    gguf: Path,
     payload: Path,
+    gguf: Path | None = None,
     home: Path | None = None,
     wheels: Path | None = None,
     results: Path = FIRST,
@@ -53,7 +53,8 @@ def main(
     shutil.rmtree(payload, ignore_errors=True)
     counts = write_tables(prepared, data, tables, results / "phase2.parquet")
     write_json(tables / "counts.json", counts)
-    (tables / "model.sha256").write_text(f"{file_fingerprint(gguf)}  qwen/{gguf.name}\n")
+    if gguf:
+        (tables / "model.sha256").write_text(f"{file_fingerprint(gguf)}  qwen/{gguf.name}\n")
     first = [*((path, path.name) for path in sorted(tables.iterdir())), (minilm, "minilm")]
     # What the benchmarks score.
     first += [(data / "scifact" / name, f"scifact/{name}") for name in ("corpus.jsonl", "queries.jsonl")]
@@ -61,7 +62,9 @@ def main(
     if home:
         first.append((home, "out"))
     pieces = write_pieces(first, payload, "a")
-    pieces += write_pieces([(results / "teacher-lora", "teacher-lora"), (gguf, f"qwen/{gguf.name}")], payload, "b")
+    if gguf:
+        large = [(results / "teacher-lora", "teacher-lora"), (gguf, f"qwen/{gguf.name}")]
+        pieces += write_pieces(large, payload, "b")
     sys.stdout.write(f"{counts}\npieces: {' '.join(p.name for p in pieces)}\n")
 
 
@@ -176,8 +179,9 @@ def write_pieces(entries: Sequence[tuple[Path, str]], folder: Path, prefix: str)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    for argument in ("prepared", "data", "minilm", "gguf", "payload"):
+    for argument in ("prepared", "data", "minilm", "payload"):
         parser.add_argument(argument, type=Path)
+    parser.add_argument("--gguf", type=Path, help="the large model's file, where it has work to do")
     parser.add_argument("--home", type=Path, help="`out` of what was collected from an earlier machine")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels, instead of downloading them")
     main(**vars(parser.parse_args()))

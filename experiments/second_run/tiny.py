@@ -151,7 +151,7 @@ def main(folder: Path) -> None:
     second = load("second_prepare", HERE / "prepare.py")
     second.PIECE = 100_000
     results, wheels = models / "results", folder / "wheels"
-    second.main(folder / "prepared", data, models / "minilm", models / "model.bin", payload, None, wheels, results)
+    second.main(folder / "prepared", data, models / "minilm", payload, models / "model.bin", None, wheels, results)
     work, out = place / "work", place / "out"
     for path in (work, out):
         path.mkdir(parents=True)
@@ -168,7 +168,7 @@ def main(folder: Path) -> None:
     from common import Work
 
     teachers.PARTS, everything = 3, gpu.plan
-    gpu.plan = lambda gpus: [s for s in everything(gpus) if not any(name in s.name for name in STEPS)]
+    gpu.plan = lambda gpus, large: [s for s in everything(gpus, large) if not any(name in s.name for name in STEPS)]
     gpu.run_all(Work(work, out, tiny=True), 3_000, 2, inline=True)
     home.PART, home.MOST = 100_000, 350_000
     for poll in range(12):

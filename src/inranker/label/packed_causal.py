@@ -33,8 +33,8 @@ else:
     _VARLEN = frozenset(inspect.signature(varlen_attn).parameters)
 
 ATTENTION = "inranker_packed"
-# Compiling takes some 40 s and makes labelling a third faster (H100, 1.5B): it pays for whoever has minutes of it before
-# him, as one who has labelled for a minute and a half mostly has.
+# Compiling takes some 40 s and makes labelling a third faster (H100, 1.5B): it pays for whoever has minutes of it to
+# come, as one who has labelled for a minute and a half mostly has.
 COMPILE_AFTER = 12_000_000
 # Decoders whose layers are norm, attention, norm, feed-forward with plain residuals, and whose attention has neither
 # soft caps nor sinks. Others may look alike and scale a residual; they are padded.
@@ -195,7 +195,7 @@ class PackedDecoder:
     Args:
         model: a causal language model of transformers that `packable` accepts, on its device.
         compile_after: compile the layers (once for all of them and for all lengths, tens of seconds) when that many
-            tokens have gone through: the many small operations between the matrix products then run as few. None: never.
+            tokens have gone through: the many small operations between the matrix products then run as few; or never.
     """
 
     def __init__(self, model: Any, compile_after: int | None = None) -> None:
