@@ -66,7 +66,7 @@ def plan(gpus: int, large: bool = True) -> list[Step]:
     first += [label(name, n, "more.parquet", f"chosen-{name}") for name in ("mix", "first") for n in range(gpus)]
     # The longest asks for most of a GPU; while pieces are still on their way, students learn hard labels.
     students = [
-        Step("student long 1", "scores-long-1.parquet", (data, *labels), "large", 260),
+        Step("student long 1", "scores-long-1.parquet", (data, *labels), "large", 480),
         student("sup-hard", 1),
         student("syn-hard", 1),
         student("syn-soft", 1),
@@ -76,14 +76,14 @@ def plan(gpus: int, large: bool = True) -> list[Step]:
         Step(f"score chosen test{n}", f"scores-teacher-test{n}.parquet", (*model, "labels.json"), "large", 90)
         for n in (0, 1)
     ]
-    students_2 = [student("nano", 1, "weights-long-1.tar", seconds=130)]
+    students_2 = [student("nano", 1, "weights-long-1.tar", seconds=400)]
     students_2 += [student(name, 1) for name in ("fold-a", "fold-b")]
     students_2 += [student(name, seed) for seed in (2, 3) for name in CELLS]
     last = [teacher("ql"), Step("bench t5", "bench-t5.json", (data,), "alone", 150)]
     last += [student(name, 1) for name in ("all", "only-1000", "only-4000")]
     last += [student(name, 1) for name in ("mse", "margin_mse", "kl", "ranknet", "both")]
-    last += [student("three", 1, "weights-long-1.tar", seconds=140)]
-    last += [student("long", seed, seconds=200) for seed in (2, 3)]
+    last += [student("three", 1, "weights-long-1.tar", seconds=450)]
+    last += [student("long", seed, seconds=480) for seed in (2, 3)]
     last += [Step("train_full", "teacher-full.json", (*model, "labels.json"), "alone", 260)]
     last += [teacher("full", "teacher-full.json")]
     steps = [*first, *students, *tests, *students_2, *last]

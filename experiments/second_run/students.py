@@ -41,7 +41,7 @@ FOLDS = {"fold-a": {"scifact", "cisi", "climate_fever_sent"}, "fold-b": {"cranfi
 # Stages of the cells; those without synthetic queries take as many updates, all on questions.
 ONE = (("supervised", "supervised", 1), ("synthetic", "synthetic", 1))
 QUESTIONS = (("supervised", "supervised", 1), ("supervised", "synthetic", 1))
-LONG = (("supervised", "supervised", 1), ("synthetic", "synthetic", 2))
+LONG = (("supervised", "supervised", 2), ("synthetic", "synthetic", 5))
 
 
 @dataclass(frozen=True)
