@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from common import Work, convert, log
 from runner import Runner, Step, begin_clock
+from students import PLANS
 
 from inranker.store import write_json
 
@@ -28,8 +30,8 @@ ARRIVALS = ("arrived-data", "arrived-model")
 CELLS = ("syn-soft", "sup-soft", "syn-hard", "sup-hard")
 
 
-def plan(gpus: int, large: bool = True) -> list[Step]:
-    """The steps, the dearest first; only the students unless `large`.
+def plan(gpus: int, large: bool = True, only: Sequence[str] = ()) -> list[Step]:
+    """The steps, the dearest first; only the students unless `large`, and of these only those of the names in `only`.
 
     With one GPU the first run's adapter is the teacher: no time for another.
     """
@@ -37,9 +39,11 @@ def plan(gpus: int, large: bool = True) -> list[Step]:
     data, model = "arrived-data", ("base", "arrived-model")
     mix = gpus > 1
 
-    def student(name: str, seed: int, *needs: str, seconds: float = 100) -> Step:
+    def student(name: str, seed: int, *needs: str, kind: str = "small", seconds: float = 100) -> Step:
         soft = () if name.endswith("hard") else labels
-        return Step(f"student {name} {seed}", f"scores-{name}-{seed}.parquet", (data, *soft, *needs), "small", seconds)
+        if any(kind == "free" for kind, _, _ in PLANS[name].stages):
+            soft += ("free.parquet",)
+        return Step(f"student {name} {seed}", f"scores-{name}-{seed}.parquet", (data, *soft, *needs), kind, seconds)
 
     def teacher(name: str, *needs: str) -> Step:
         return Step(f"score {name} dev", f"scores-{name}-dev.parquet", (*model, *needs), "large", 50)
@@ -65,8 +69,12 @@ def plan(gpus: int, large: bool = True) -> list[Step]:
     first += [Step("choose", "chosen.json", ("scores-first-dev.parquet", "teacher-mix.parquet"), "", 5, wants, 620)]
     first += [label(name, n, "more.parquet", f"chosen-{name}") for name in ("mix", "first") for n in range(gpus)]
     # The longest asks for most of a GPU; while pieces are still on their way, students learn hard labels.
+    free = Step("free", "free.parquet", (data, *labels), "small", 70)
     students = [
-        Step("student long 1", "scores-long-1.parquet", (data, *labels), "large", 480),
+        free,
+        student("long", 1, kind="large", seconds=400),
+        student("wide", 1, kind="large", seconds=500),
+        student("sharp", 1, kind="large", seconds=400),
         student("sup-hard", 1),
         student("syn-hard", 1),
         student("syn-soft", 1),
@@ -87,10 +95,16 @@ def plan(gpus: int, large: bool = True) -> list[Step]:
     last += [Step("train_full", "teacher-full.json", (*model, "labels.json"), "alone", 260)]
     last += [teacher("full", "teacher-full.json")]
     steps = [*first, *students, *tests, *students_2, *last]
-    return steps if large else [s for s in steps if s.name.startswith("student")]
+    if large:
+        return steps
+    return [
+        s
+        for s in steps
+        if s is free or (s.name.startswith("student") and (not only or s.name.split(maxsplit=1)[1] in only))
+    ]
 
 
-def run_all(w: Work, seconds: float, gpus: int, inline: bool, large: bool = True) -> None:
+def run_all(w: Work, seconds: float, gpus: int, inline: bool, large: bool = True, only: Sequence[str] = ()) -> None:
     """Go through the plan; `inline` calls the steps in this process, one after another."""
     from teachers import release_claims
 
@@ -98,7 +112,7 @@ def run_all(w: Work, seconds: float, gpus: int, inline: bool, large: bool = True
     release_claims(w.out)
     names = [str(n) for n in range(gpus)]
     start = (lambda name, gpu, attempt: Called(w, name)) if inline else Launcher(w)
-    everything = plan(gpus, large)
+    everything = plan(gpus, large, only)
     arrivals = ARRIVALS if large else ARRIVALS[:1]
     Runner(everything, start, lambda text: log(w, text), w.out, names, seconds, arrivals, "labels.json").run()
 
@@ -140,6 +154,7 @@ class Launcher:
 
 def step(w: Work, words: list[str]) -> None:
     """One step by its name and arguments."""
+    import free
     import students
     import teachers
 
@@ -154,6 +169,7 @@ def step(w: Work, words: list[str]) -> None:
         "score": teachers.score,
         "choose": teachers.choose,
         "label": teachers.label,
+        "free": free.free,
         "student": students.train,
     }
     calls[words[0]](w, *words[1:])
@@ -189,6 +205,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1600, help="of the clock: no step begins that ends later")
     parser.add_argument("--gpus", type=int, default=0, help="0: as many as there are")
     parser.add_argument("--students", action="store_true", help="only them, from labels that came along")
+    parser.add_argument("--only", default="", help='of the students only these: "long 1,wide 1"')
     arguments = parser.parse_args()
     w = Work(arguments.work, arguments.out, arguments.tiny)
     if arguments.step != ["all"]:
@@ -196,8 +213,9 @@ def main() -> None:
         return
     import torch
 
+    only = [name for name in arguments.only.split(",") if name]
     gpus = arguments.gpus or max(torch.cuda.device_count(), 1)
-    run_all(w, arguments.seconds, gpus, inline=False, large=not arguments.students)
+    run_all(w, arguments.seconds, gpus, inline=False, large=not arguments.students, only=only)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,9 @@ ORDER = [
     "labels/*.parquet",
     "labels.json",
     "chosen.json",
-    "weights-long-1.tar",
+    "weights-wide-1.tar",
     "weights-nano-1.tar",
+    "weights-long-1.tar",
     "scores-*.parquet",
     "student-*.json",
     "dev-*.json",
@@ -44,7 +45,8 @@ ORDER = [
     "step-*.txt",
     "teacher-*/adapter_*",
     "teacher-*/teacher.json",
-    "weights-syn-soft-1.tar",
+    "weights-*.tar",
+    "free.parquet",
 ]
 
 

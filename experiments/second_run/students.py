@@ -42,6 +42,7 @@ FOLDS = {"fold-a": {"scifact", "cisi", "climate_fever_sent"}, "fold-b": {"cranfi
 ONE = (("supervised", "supervised", 1), ("synthetic", "synthetic", 1))
 QUESTIONS = (("supervised", "supervised", 1), ("supervised", "synthetic", 1))
 LONG = (("supervised", "supervised", 2), ("synthetic", "synthetic", 5))
+WIDE = (("free", "free", 1), *LONG)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Plan:
 
     The cells are made of the queries that came along, so that none of them waits; `more` adds those written here.
     `start` is a model folder among what was prepared, or a finished student (`NAME-SEED`); `layers` of it are kept, and
-    `states` is the weight of following it from layer to layer.
+    `states` is the weight of following it from layer to layer. `temperature` is that of a listwise loss.
     """
 
     loss: dict[str, float]
@@ -58,6 +59,7 @@ class Plan:
     start: str = "minilm"
     layers: tuple[int, ...] | None = None
     states: float = 0.0
+    temperature: float = 1.0
     corpora: frozenset[str] | None = None
     queries: int | None = None
     more: bool = False
@@ -71,6 +73,8 @@ class Plan:
 
 # Margins within a query leave its offset free, and probabilities then mean little: a little `mse` holds it.
 HARD, SOFT = {"infonce": 1.0}, {"margin_mse": 1.0, "mse": 0.4}
+# Margins spread by 14: at a temperature of 1 a list has one document and no others.
+SHARP: dict[str, Any] = {"loss": {"kl": 30.0, "margin_mse": 0.5, "mse": 0.2}, "temperature": 4.0}
 FOLLOWING = {"margin_mse": 0.1}
 CELLS = {
     "sup-hard": Plan(HARD, QUESTIONS),
@@ -80,6 +84,8 @@ CELLS = {
 }
 PLANS = CELLS | {
     "long": Plan(SOFT, LONG, more=True, weights=True),
+    "wide": Plan(SOFT, WIDE, more=True, weights=True),
+    "sharp": Plan(stages=LONG, more=True, weights=True, **SHARP),
     "nano": Plan(FOLLOWING, LONG, start="long-1", layers=(0, 5), states=2.0, more=True, weights=True),
     "three": Plan(FOLLOWING, LONG, start="long-1", layers=(0, 3, 5), states=2.0, more=True),
     "mse": Plan({"mse": 1.0}),
@@ -118,7 +124,18 @@ def train(w: Work, name: str, seed: str) -> None:
     for number, (kind, like, epochs) in enumerate(plan.stages):
         batches = order(len(training[kind].data), len(training[like].data), epochs, (int(seed), number))
         half = torch.bfloat16 if device.type == "cuda" else None
-        history.append(fit(student.module, training[kind], mix(plan.loss), batches, guide, plan.states, half))
+        history.append(
+            fit(
+                student.module,
+                training[kind],
+                mix(plan.loss),
+                batches,
+                guide,
+                plan.states,
+                half,
+                temperature=plan.temperature,
+            )
+        )
     pairs = sum(h["pairs"] for h in history)
     rate = pairs / (time.monotonic() - ready)
     held = DeviceQueries(held_out, student, device, tokens)
@@ -179,7 +196,22 @@ def training_data(w: Work, plan: Plan) -> dict[str, tuple[list[TrainingQuery], l
         kept = np.random.default_rng(SEED).permutation(len(kinds["synthetic"]))[: plan.queries]
         kinds["synthetic"] = [kinds["synthetic"][i] for i in sorted(kept)]
     # The split is the same for every seed: what is held out is never what another student of the table learned from.
-    return {kind: split_held_out(data, HELD_OUT, SEED) for kind, data in kinds.items()}
+    split = {kind: split_held_out(data, HELD_OUT, SEED) for kind, data in kinds.items()}
+    if any(kind == "free" for kind, _, _ in plan.stages):
+        held_out = {q.id for _, held in split.values() for q in held}
+        split["free"] = ([q for q in free_labels(w, plan, contents) if q.id not in held_out], [])
+    return split
+
+
+def free_labels(w: Work, plan: Plan, contents: dict[str, str]) -> list[TrainingQuery]:
+    """The queries of `free.py`, of the plan's corpora."""
+    data = []
+    for row in read_parquet(w.out / "free.parquet").to_pylist():
+        if not plan.corpora or row["corpus"] in plan.corpora | {"general"}:
+            texts = [contents[f"{row['corpus']}/{d}"] for d in row["documents"]]
+            margins = np.array(row["margins"], np.float32)
+            data.append(TrainingQuery(row["id"], row["text"], texts, np.zeros(len(texts), int), margins))
+    return data
 
 
 def soft_labels(w: Work) -> dict[str, np.ndarray]:
@@ -230,6 +262,7 @@ def fit(
     states: float = 0.0,
     dtype: torch.dtype | None = None,
     watch: Callable[[int, torch.Tensor], None] = lambda step, loss: None,
+    temperature: float = 1.0,
 ) -> dict[str, Any]:
     """One stage: AdamW, the rate up and then down in straight lines; nothing waits for the host but the loss.
 
@@ -267,7 +300,7 @@ def fit(
         place = to_device(queries.device, chosen)
         margins = y.new_zeros(len(y)) if queries.margins is None else queries.margins[place]
         assert queries.grades is not None
-        value = loss(Scores(y.float(), margins, queries.grades[place], queries.group(chosen)))
+        value = loss(Scores(y.float(), margins, queries.grades[place], queries.group(chosen), temperature))
         if guide is not None:
             value = value + states * torch.stack(distances).mean()
             distances.clear()

@@ -29,6 +29,7 @@ STEPS = (
     "kl",
     "mse",
     "all",
+    "sharp",
     " 3",
 )  # so alike to others that the toy leaves them out
 
@@ -168,7 +169,9 @@ def main(folder: Path) -> None:
     from common import Work
 
     teachers.PARTS, everything = 3, gpu.plan
-    gpu.plan = lambda gpus, large: [s for s in everything(gpus, large) if not any(name in s.name for name in STEPS)]
+    gpu.plan = lambda gpus, large, only: [
+        s for s in everything(gpus, large) if not any(name in s.name for name in STEPS)
+    ]
     gpu.run_all(Work(work, out, tiny=True), 3_000, 2, inline=True)
     home.PART, home.MOST = 100_000, 350_000
     for poll in range(12):
