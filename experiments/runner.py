@@ -2,8 +2,8 @@
 
 Steps are started in the plan's order as soon as what they need is there and a GPU has room. `large` steps (the language
 model) join small ones alone, and none joins them; `alone` steps want an empty GPU; of `small` steps (students, the
-sentence encoder) one runs on a GPU, two once `crowd` is there. A step that failed is tried once more; one that would
-end too late is not begun.
+sentence encoder) one runs on a GPU, and `most` once `crowd` is there. A step that failed is tried once more; one that
+would end too late is not begun.
 """
 
 from __future__ import annotations
@@ -54,11 +54,13 @@ class Runner:
     seconds: float
     arrivals: Sequence[str] = ()
     crowd: str = ""
+    most: int = 2
     running: dict[Step, tuple[Process, str]] = field(default_factory=dict)
     failures: dict[Step, int] = field(default_factory=dict)
 
     def run(self, pause: float = 0.5) -> None:
         """All of the plan, or what there is time for."""
+        (self.out / "finished").unlink(missing_ok=True)
         while left := self._settled():
             self._begin([s for s in left if s not in self.running])
             if not self.running and not self._may_come(left):
@@ -109,7 +111,7 @@ class Runner:
         if not step.kind:
             return ""
         busy = {gpu: [s.kind for s, (_, g) in self.running.items() if g == gpu] for gpu in self.gpus}
-        most = 2 if self.crowd and self._there(self.crowd) else 1
+        most = self.most if self.crowd and self._there(self.crowd) else 1
         for gpu in sorted(self.gpus, key=lambda g: len(busy[g])):
             room = {"alone": 0, "large": most, "small": most - 1}[step.kind]
             if not {"large", "alone"} & set(busy[gpu]) and len(busy[gpu]) <= room:

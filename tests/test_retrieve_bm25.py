@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
+from types import ModuleType
 
 import bm25s
 import numpy as np
@@ -12,7 +16,7 @@ import Stemmer
 from inranker.collection import Documents
 from inranker.errors import InputError, InputWarning
 from inranker.retrieve import BM25, bm25, sort_documents
-from inranker.retrieve.language import SNOWBALL, mismatch, stemmer
+from inranker.retrieve.language import SNOWBALL, mismatch, require_bm25s, stemmer
 from inranker.types import Document, Query
 
 SENTENCES = {
@@ -134,3 +138,28 @@ def test_a_corpus_in_another_language_is_noticed(text: str, said: str, looks_lik
 def test_too_little_text_says_nothing_about_its_language() -> None:
     assert mismatch([Document("1", SENTENCES["de"])], "en") is None
     assert mismatch([Document("1", SENTENCES["ja"] * 200)], "en") is not None
+
+
+def test_bm25_leaves_jax_alone(tmp_path):
+    """Where JAX is installed, importing bm25s would reserve most of a GPU's memory."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("raise RuntimeError('JAX was imported')\n")
+    code = (
+        "import importlib.util, sys\n"
+        "from inranker.retrieve import BM25\n"
+        "from inranker.types import Document, Query\n"
+        "index = BM25.index([Document('a', 'harbour wind'), Document('b', 'boats')])\n"
+        "assert [d.document_id for d in index.search([Query('q', 'the wind')])['q']] == ['a']\n"
+        "assert 'jax' not in sys.modules and importlib.util.find_spec('jax') is not None\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path)}, text=True, capture_output=True
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_bm25s_may_see_a_jax_that_is_in_use(monkeypatch):
+    jax = ModuleType("jax")
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    require_bm25s()
+    assert sys.modules["jax"] is jax

@@ -27,11 +27,12 @@ from students import PLANS
 from inranker.store import write_json
 
 ARRIVALS = ("arrived-data", "arrived-model")
+CROWD = 3  # students on a GPU at a time: one alone leaves a third of it idle
 CELLS = ("syn-soft", "sup-soft", "syn-hard", "sup-hard")
 
 
 def plan(gpus: int, large: bool = True, only: Sequence[str] = ()) -> list[Step]:
-    """The steps, the dearest first; only the students unless `large`, and of these only those of the names in `only`.
+    """The steps, the dearest first; only the students unless `large`, or only those of the names in `only`.
 
     With one GPU the first run's adapter is the teacher: no time for another.
     """
@@ -73,8 +74,8 @@ def plan(gpus: int, large: bool = True, only: Sequence[str] = ()) -> list[Step]:
     students = [
         free,
         student("long", 1, kind="large", seconds=400),
-        student("wide", 1, kind="large", seconds=500),
-        student("sharp", 1, kind="large", seconds=400),
+        student("wide", 1, seconds=900),
+        student("sharp", 1, seconds=500),
         student("sup-hard", 1),
         student("syn-hard", 1),
         student("syn-soft", 1),
@@ -91,17 +92,14 @@ def plan(gpus: int, large: bool = True, only: Sequence[str] = ()) -> list[Step]:
     last += [student(name, 1) for name in ("all", "only-1000", "only-4000")]
     last += [student(name, 1) for name in ("mse", "margin_mse", "kl", "ranknet", "both")]
     last += [student("three", 1, "weights-long-1.tar", seconds=450)]
-    last += [student("long", seed, seconds=480) for seed in (2, 3)]
+    last += [student(name, seed, seconds=500) for name in ("long", "wide") for seed in (2, 3)]
+    last += [student(name, 1, seconds=500) for name in ("wide-a", "wide-b")]
     last += [Step("train_full", "teacher-full.json", (*model, "labels.json"), "alone", 260)]
     last += [teacher("full", "teacher-full.json")]
     steps = [*first, *students, *tests, *students_2, *last]
-    if large:
-        return steps
-    return [
-        s
-        for s in steps
-        if s is free or (s.name.startswith("student") and (not only or s.name.split(maxsplit=1)[1] in only))
-    ]
+    if only:
+        return [s for s in steps if s.name in only]
+    return steps if large else [s for s in steps if s is free or s.name.startswith("student")]
 
 
 def run_all(w: Work, seconds: float, gpus: int, inline: bool, large: bool = True, only: Sequence[str] = ()) -> None:
@@ -114,7 +112,8 @@ def run_all(w: Work, seconds: float, gpus: int, inline: bool, large: bool = True
     start = (lambda name, gpu, attempt: Called(w, name)) if inline else Launcher(w)
     everything = plan(gpus, large, only)
     arrivals = ARRIVALS if large else ARRIVALS[:1]
-    Runner(everything, start, lambda text: log(w, text), w.out, names, seconds, arrivals, "labels.json").run()
+    most = 2 if large else CROWD
+    Runner(everything, start, lambda text: log(w, text), w.out, names, seconds, arrivals, "labels.json", most).run()
 
 
 class Called:
@@ -205,7 +204,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1600, help="of the clock: no step begins that ends later")
     parser.add_argument("--gpus", type=int, default=0, help="0: as many as there are")
     parser.add_argument("--students", action="store_true", help="only them, from labels that came along")
-    parser.add_argument("--only", default="", help='of the students only these: "long 1,wide 1"')
+    parser.add_argument("--only", default="", help='only these steps: "free,student wide 1"')
     arguments = parser.parse_args()
     w = Work(arguments.work, arguments.out, arguments.tiny)
     if arguments.step != ["all"]:

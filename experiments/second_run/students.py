@@ -35,7 +35,7 @@ BATCH = 32  # queries
 RATE, WARMUP, DECAY = 1.5e-4, 0.05, 0.01
 HELD_OUT = 0.02
 # Two folds of the corpora of phase 2: each student is measured where the other one was trained.
-FOLDS = {"fold-a": {"scifact", "cisi", "climate_fever_sent"}, "fold-b": {"cranfield", "medline", "stackx_beer"}}
+FOLDS = {"a": {"scifact", "cisi", "climate_fever_sent"}, "b": {"cranfield", "medline", "stackx_beer"}}
 
 
 # Stages of the cells; those without synthetic queries take as many updates, all on questions.
@@ -95,7 +95,8 @@ PLANS = CELLS | {
     "both": Plan({"margin_mse": 1.0, "kl": 1.0}),
     **{f"only-{n}": Plan(SOFT, queries=n) for n in (1_000, 4_000)},
     "all": Plan(SOFT, more=True),
-    **{name: Plan(SOFT, corpora=frozenset(corpora), more=True) for name, corpora in FOLDS.items()},
+    **{f"fold-{name}": Plan(SOFT, LONG, corpora=frozenset(corpora), more=True) for name, corpora in FOLDS.items()},
+    **{f"wide-{name}": Plan(SOFT, WIDE, corpora=frozenset(corpora), more=True) for name, corpora in FOLDS.items()},
 }
 
 

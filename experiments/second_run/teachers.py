@@ -292,12 +292,12 @@ def train_mix(w: Work) -> None:
 
 
 def train_full(w: Work) -> None:
-    """All weights on the harder negatives, to be compared with the adapter on development data."""
+    """All weights on as many of the questions as the first run's adapter learned from; half as many a step (memory)."""
     from inranker.train.teacher import train_teacher
 
-    data = training_queries(w, w.out / "teacher-mix.parquet", 24 if w.tiny else 3_000)
+    data = training_queries(w, w.work / "teacher.parquet", 24 if w.tiny else 6_500)
     settings = TrainTeacherSettings(
-        model=w.base, method="full", learning_rate=1e-5, queries_per_batch=8, batch_tokens=16_384, max_length=224
+        model=w.base, method="full", learning_rate=1e-5, queries_per_batch=8, batch_tokens=20_000, max_length=256
     )
     _, history = train_teacher(settings, data, w.out / "teacher-full", seed=SEED, workers=0 if w.tiny else 2)
     write_json(w.out / "teacher-full.json", history)

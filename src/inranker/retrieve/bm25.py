@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inranker.errors import InputError, InputWarning, require
-from inranker.retrieve.language import WORD, mismatch, stemmer, stop_words
+from inranker.errors import InputError, InputWarning
+from inranker.retrieve.language import WORD, mismatch, require_bm25s, stemmer, stop_words
 from inranker.types import Document, Query, Run, ScoredDocument
 
 _TOKENS_A_PART = 4_000_000  # tokens counted at a time: bounds the memory of indexing beside the postings themselves
@@ -52,7 +52,7 @@ class BM25:
         """
         if not len(documents):
             raise InputError("no documents to index")
-        bm25s = require("bm25s", "distill")
+        bm25s = require_bm25s()
         if found := mismatch(documents, language):
             what = f"the documents look like {found}, not like language {language!r}"
             warnings.warn(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
+from types import ModuleType
 
 from inranker.errors import InputError, require
 from inranker.types import Document
@@ -90,11 +92,29 @@ def stemmer(language: str) -> Callable[[str], str]:
     return snowball.Stemmer(SNOWBALL[language]).stemWord
 
 
+def require_bm25s(module: str = "bm25s") -> ModuleType:
+    """bm25s, or a module of it, without JAX.
+
+    Where JAX is installed bm25s runs a top-k of it when it is imported, and with CUDA that reserves most of the GPU's
+    memory, which teacher and student need. This package never calls that top-k.
+
+    Raises:
+        MissingExtra: bm25s is not installed.
+    """
+    if "jax" in sys.modules:
+        return require(module, "distill")
+    sys.modules["jax"] = None  # type: ignore[assignment]  # `import jax` fails, as where it is not installed.
+    try:
+        return require(module, "distill")
+    finally:
+        del sys.modules["jax"]
+
+
 @cache
 def stop_words(language: str) -> frozenset[str]:
     """The language's stop words; none where there is no list."""
     name = _STOP_WORDS.get(language)
-    lists = require("bm25s.stopwords", "distill")
+    lists = require_bm25s("bm25s.stopwords")
     return frozenset(getattr(lists, f"STOPWORDS_{name}")) if name else frozenset()
 
 
