@@ -5,8 +5,8 @@
 Random weights in the exact shapes; made words, one token each, with SciFact's lengths (mean about 390 tokens, a seventh
 cut at 512). Times include tokenization. The share is the arithmetic that our way needs (real tokens; the encoder's
 matrices and attention) over the measured rate of a large bf16 matrix product. The first batches compile and are not
-timed; `ready` is how long that took. Variants: attention by FlexAttention or by SDPA with a matrix of biases; the
-feed-forward output in TF32 or in bf16; compiled or not.
+timed; `ready` is how long that took. Variants: attention by SDPA with a matrix of biases instead of the kernel; what
+lies between the products not compiled.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from inranker.batching import plan_batches
@@ -55,17 +53,6 @@ def make_pairs(words: list[str], count: int, depth: int = 100) -> list[tuple[str
     lengths = np.clip(rng.normal(375, 115, count), 60, 900).astype(int)
     queries = [" ".join(rng.choice(words, 12)) for _ in range(-(-count // depth))]
     return [(queries[i // depth], " ".join(rng.choice(words, n))) for i, n in enumerate(lengths)]
-
-
-class SdpaT5(FusedT5):
-    """The same with SDPA over a matrix of biases."""
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
-        place = torch.arange(q.shape[2], device=q.device)
-        distance = (place - place[:, None]).clamp(-self.furthest, self.furthest) + self.furthest
-        seen = (place < lengths[:, None])[:, None, None]
-        bias = torch.where(seen, table[:, distance], float("-inf")).to(q.dtype)
-        return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
 
 
 def published(model: T5ForConditionalGeneration, tokenizer: Tokenizer, device: torch.device) -> Scores:
@@ -174,19 +161,17 @@ def measure(shape: str, arguments: argparse.Namespace, words: list[str], rate: f
     reference = None
     false, true = (tokenizer.token_to_id(w) for w in ("▁false", "▁true"))
 
-    def fused(kind: type[FusedT5], tf32: bool, compiled: bool) -> Scores:
-        module = MonoT5(model, false, true).to(device)
-        for name, layer in model.named_modules():
-            if name.endswith(".wo"):
-                layer.to(torch.float32 if tf32 else torch.bfloat16)
-        return ours(kind(module, compiled), tokenizer, device, arguments.batch_tokens)
+    def fused(kernel: bool = True, compiled: bool = arguments.compile) -> Scores:
+        module = FusedT5(MonoT5(model, false, true).to(device), compiled)
+        if not kernel:
+            module.attend = module.attend_plainly
+        return ours(module, tokenizer, device, arguments.batch_tokens)
 
     variants: dict[str, Callable[[], Scores]] = {
         "published way": lambda: published(model, tokenizer, device),
-        "flex, wo TF32": lambda: fused(FusedT5, True, arguments.compile),
-        "flex, wo bf16": lambda: fused(FusedT5, False, arguments.compile),
-        "sdpa, wo TF32": lambda: fused(SdpaT5, True, arguments.compile),
-        "not compiled, sdpa, wo TF32": lambda: fused(SdpaT5, True, False),
+        "ours": fused,
+        "ours, not compiled": lambda: fused(compiled=False),
+        "ours, attention by SDPA": lambda: fused(kernel=False),
     }
     for name, make in variants.items():
         if arguments.variants != ["all"] and name != "published way" and name not in arguments.variants:

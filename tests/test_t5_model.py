@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from conftest import WORDS
 from inranker.errors import ModelError
 from inranker.sequence import ModelSettings
 from inranker.sequence_t5 import t5_sequences
-from inranker.t5.fused import FusedT5
+from inranker.t5.fused import TILE, FusedT5, bias_tiles
 from inranker.t5.model import MonoT5, load_t5, position_bias, relative_buckets
 
 VARIANTS = ["v1.0", "v1.1", "mt5", "portuguese"]
@@ -180,3 +181,41 @@ def test_the_fused_encoder_scores_alike(tiny_t5: Callable[[str], Path], variant:
     with torch.no_grad():
         scores, rough = module(ids, mask), FusedT5(half.eval(), compiled=False)(ids, mask)
     assert (scores - rough).abs().max() < 0.1 * scores.std()
+
+
+def test_few_tiles_make_up_the_matrix_of_biases() -> None:
+    table, tile, count = torch.randn(3, 257), 16, 24
+    tiles = bias_tiles(table, tile)
+    place = torch.arange(tile * count)
+    matrix = table[:, (place - place[:, None]).clamp(-128, 128) + 128]
+    middle = tiles.shape[1] // 2
+    for row in range(count):
+        for column in range(count):
+            kind = min(max(column - row + middle, 0), 2 * middle)
+            part = matrix[:, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
+            assert torch.equal(tiles[:, kind], part)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
+    reason="needs a GPU, or Triton's interpreter (TRITON_INTERPRET=1)",
+)
+@pytest.mark.parametrize(("heads", "size", "length"), [(2, 16, 70), (3, 64, 150), (2, 128, 300)])
+def test_the_kernel_is_attention_with_biases(heads: int, size: int, length: int) -> None:
+    pytest.importorskip("triton")
+    from inranker.t5.kernel import attend
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    lengths = torch.tensor([length, length - 5, 1])
+    qkv = (torch.randn(3, length, 3 * heads * size) * size**-0.25).half().float()
+    table = torch.randn(heads, 257).half().float()
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    place = torch.arange(length)
+    bias = table[:, (place - place[:, None]).clamp(-128, 128) + 128]
+    scores = (q @ k.mT + bias).masked_fill((place >= lengths[:, None])[:, None, None], float("-inf"))
+    expected = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    tiles = bias_tiles(table, TILE).contiguous()
+    found = attend(qkv.half().to(device), lengths.to(device), tiles.half().to(device)).float().cpu()
+    for n, count in enumerate(lengths):
+        torch.testing.assert_close(found[n, :count], expected[n, :count], atol=4e-3, rtol=0)

@@ -98,7 +98,7 @@ def add_fusion(scores: Scores, development: dict[str, Qrels]) -> dict[str, float
     first = scores.systems["BM25"]["1"]
     shares = {}
     for name, seeds in list(scores.systems.items()):
-        if name in ("BM25", "minilm") or not joined(seeds[min(seeds)]).keys() & qrels.keys():
+        if name == "BM25" or not joined(seeds[min(seeds)]).keys() & qrels.keys():
             continue
         shares[name] = choose_weight(joined(first), joined(seeds[min(seeds)]), qrels, METRIC)
         scores.systems[f"{name} + BM25"] = {

@@ -6,6 +6,7 @@ these; so a student can learn that from as many pairs as are wanted before it le
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,19 +26,28 @@ from inranker.types import Document, Query
 FIRST, NEAREST, ANY = 12, 8, 4  # candidates out of BM25's best, out of the nearest, out of the whole corpus
 DEPTH = 100
 PART = 2_000  # queries a process takes at a time
-WORKERS = 12
-SHORTEST, LONGEST = 5, 30  # words of a sentence that may stand for a query
+WORKERS = min(12, os.cpu_count() or 1)
+SENTENCE, PASSAGE = (5, 30), (31, 120)  # words of what may stand for a query
 
 
-def free(w: Work) -> None:
-    """Queries of all training and a sentence of every document, two dozen candidates each, and their free labels."""
+def free(w: Work, kind: str = "free") -> None:
+    """Two dozen candidates and their free labels for queries of a kind.
+
+    `free`: all training's queries, and a sentence of every document. `passages`: several sentences of every document,
+    since nothing else teaches what to do with a long query.
+    """
     corpora = {name: documents for name, documents in w.documents().items() if not name.endswith("_pool")}
     asked: dict[str, list[Query]] = {name: [] for name in corpora}
-    for row in all_training(w):
+    for row in all_training(w) if kind == "free" else []:
         asked[row["corpus"]].append(Query(row["id"], row["text"]))
     tests = NearTexts(read_json(w.work / "test_queries.json"))
+    part_of = sentence if kind == "free" else passage
     for name, documents in corpora.items():
-        asked[name] += [q for q in sentences(name, documents) if not tests.holds(q.text)]
+        for document in documents:
+            rng = np.random.default_rng([SEED, *document.id.encode()])
+            text = part_of([p.strip() for p in re.split(r"(?<=[.!?])\s+|\n", document.text) if p.strip()], rng)
+            if text and not tests.holds(text):
+                asked[name].append(Query(f"{part_of.__name__}/{name}/{document.id}", text))
     texts = [d.content for documents in corpora.values() for d in documents]
     near = Near(w, texts + [q.text for queries in asked.values() for q in queries])
     jobs = []
@@ -69,20 +79,28 @@ def free(w: Work) -> None:
                     "margins": margins.astype(np.float32),
                 }
             )
-    log(w, f"free labels: {len(rows)} queries, {sum(len(r['documents']) for r in rows)} pairs, weights {weights}")
-    write_parquet(w.out / "free.parquet", rows)
+    log(w, f"{kind}: {len(rows)} queries, {sum(len(r['documents']) for r in rows)} pairs, weights {weights}")
+    write_parquet(w.out / f"{kind}.parquet", rows)
 
 
-def sentences(corpus: str, documents: Sequence[Document]) -> list[Query]:
-    """One sentence of each document that has one of the right length."""
-    found = []
-    for document in documents:
-        parts = [p.strip() for p in re.split(r"(?<=[.!?])\s+|\n", document.text)]
-        parts = [p for p in parts if SHORTEST <= len(p.split()) <= LONGEST]
-        if parts:
-            rng = np.random.default_rng([SEED, *document.id.encode()])
-            found.append(Query(f"sentence/{corpus}/{document.id}", parts[rng.integers(len(parts))]))
-    return found
+def sentence(parts: Sequence[str], rng: np.random.Generator) -> str:
+    """One of a document's sentences that has the right length, or nothing."""
+    fitting = [p for p in parts if SENTENCE[0] <= len(p.split()) <= SENTENCE[1]]
+    return fitting[rng.integers(len(fitting))] if fitting else ""
+
+
+def passage(parts: Sequence[str], rng: np.random.Generator) -> str:
+    """As many of a document's sentences, one after another, as make a drawn number of words, or nothing."""
+    wanted = int(rng.integers(*PASSAGE))
+    words = [len(p.split()) for p in parts]
+    starts = [n for n in range(len(parts)) if sum(words[n:]) >= PASSAGE[0]]
+    if not starts:
+        return ""
+    first = last = starts[rng.integers(len(starts))]
+    while last < len(parts) and sum(words[first : last + 1]) <= wanted:
+        last += 1
+    text = " ".join(parts[first : max(last, first + 1)])
+    return text if PASSAGE[0] <= len(text.split()) <= PASSAGE[1] else ""
 
 
 def candidates(

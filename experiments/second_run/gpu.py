@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from common import Work, convert, log
 from runner import Runner, Step, begin_clock
-from students import PLANS
+from students import FREE, PLANS
 
 from inranker.store import write_json
 
@@ -42,8 +42,7 @@ def plan(gpus: int, large: bool = True, only: Sequence[str] = ()) -> list[Step]:
 
     def student(name: str, seed: int, *needs: str, kind: str = "small", seconds: float = 100) -> Step:
         soft = () if name.endswith("hard") else labels
-        if any(kind == "free" for kind, _, _ in PLANS[name].stages):
-            soft += ("free.parquet",)
+        soft += tuple(dict.fromkeys(f"{kind}.parquet" for kind, _, _ in PLANS[name].stages if kind in FREE))
         return Step(f"student {name} {seed}", f"scores-{name}-{seed}.parquet", (data, *soft, *needs), kind, seconds)
 
     def teacher(name: str, *needs: str) -> Step:
@@ -71,11 +70,14 @@ def plan(gpus: int, large: bool = True, only: Sequence[str] = ()) -> list[Step]:
     first += [label(name, n, "more.parquet", f"chosen-{name}") for name in ("mix", "first") for n in range(gpus)]
     # The longest asks for most of a GPU; while pieces are still on their way, students learn hard labels.
     free = Step("free", "free.parquet", (data, *labels), "small", 70)
+    passages = Step("free passages", "passages.parquet", (data, *labels), "small", 70)
     students = [
         free,
+        passages,
         student("long", 1, kind="large", seconds=400),
         student("wide", 1, seconds=900),
         student("sharp", 1, seconds=500),
+        student("wider", 1, "weights-wide-1.tar", seconds=300),
         student("sup-hard", 1),
         student("syn-hard", 1),
         student("syn-soft", 1),
@@ -99,7 +101,7 @@ def plan(gpus: int, large: bool = True, only: Sequence[str] = ()) -> list[Step]:
     steps = [*first, *students, *tests, *students_2, *last]
     if only:
         return [s for s in steps if s.name in only]
-    return steps if large else [s for s in steps if s is free or s.name.startswith("student")]
+    return steps if large else [s for s in steps if s.name.startswith(("free", "student"))]
 
 
 def run_all(w: Work, seconds: float, gpus: int, inline: bool, large: bool = True, only: Sequence[str] = ()) -> None:
@@ -185,7 +187,7 @@ def bench(w: Work, name: str) -> None:
     options = {
         "engine": ["--model", str(tokenizer), *corpus, "--peer-pairs", "8000", "--repeats", "5", "--out", str(leaves)],
         "teacher": [*corpus, "--pairs", "3072", "--compile", "--out", str(leaves)],
-        "t5": ["--shapes", "t5-base", "t5-3b", "--variants", "flex, wo TF32", "sdpa, wo TF32"],
+        "t5": ["--shapes", "t5-small", "t5-base", "t5-3b"],
     }
     script = Path(__file__).parents[2] / "benchmarks" / f"gpu_{name}.py"
     run = subprocess.run([sys.executable, str(script), *options[name]], check=True, stdout=subprocess.PIPE, text=True)

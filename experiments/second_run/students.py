@@ -43,6 +43,7 @@ ONE = (("supervised", "supervised", 1), ("synthetic", "synthetic", 1))
 QUESTIONS = (("supervised", "supervised", 1), ("supervised", "synthetic", 1))
 LONG = (("supervised", "supervised", 2), ("synthetic", "synthetic", 5))
 WIDE = (("free", "free", 1), *LONG)
+FREE = ("free", "passages")  # kinds of queries that `free.py` makes
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,13 @@ PLANS = CELLS | {
     "long": Plan(SOFT, LONG, more=True, weights=True),
     "wide": Plan(SOFT, WIDE, more=True, weights=True),
     "sharp": Plan(stages=LONG, more=True, weights=True, **SHARP),
+    "wider": Plan(
+        stages=(("passages", "passages", 1), ("synthetic", "synthetic", 2)),
+        start="wide-1",
+        more=True,
+        weights=True,
+        **SHARP,
+    ),
     "nano": Plan(FOLLOWING, LONG, start="long-1", layers=(0, 5), states=2.0, more=True, weights=True),
     "three": Plan(FOLLOWING, LONG, start="long-1", layers=(0, 3, 5), states=2.0, more=True),
     "mse": Plan({"mse": 1.0}),
@@ -198,16 +206,16 @@ def training_data(w: Work, plan: Plan) -> dict[str, tuple[list[TrainingQuery], l
         kinds["synthetic"] = [kinds["synthetic"][i] for i in sorted(kept)]
     # The split is the same for every seed: what is held out is never what another student of the table learned from.
     split = {kind: split_held_out(data, HELD_OUT, SEED) for kind, data in kinds.items()}
-    if any(kind == "free" for kind, _, _ in plan.stages):
-        held_out = {q.id for _, held in split.values() for q in held}
-        split["free"] = ([q for q in free_labels(w, plan, contents) if q.id not in held_out], [])
+    held_out = {q.id for _, held in split.values() for q in held}
+    for kind in dict.fromkeys(kind for kind, _, _ in plan.stages if kind in FREE):
+        split[kind] = ([q for q in free_labels(w, plan, kind, contents) if q.id not in held_out], [])
     return split
 
 
-def free_labels(w: Work, plan: Plan, contents: dict[str, str]) -> list[TrainingQuery]:
-    """The queries of `free.py`, of the plan's corpora."""
+def free_labels(w: Work, plan: Plan, kind: str, contents: dict[str, str]) -> list[TrainingQuery]:
+    """Queries of a kind that `free.py` made, of the plan's corpora."""
     data = []
-    for row in read_parquet(w.out / "free.parquet").to_pylist():
+    for row in read_parquet(w.out / f"{kind}.parquet").to_pylist():
         if not plan.corpora or row["corpus"] in plan.corpora | {"general"}:
             texts = [contents[f"{row['corpus']}/{d}"] for d in row["documents"]]
             margins = np.array(row["margins"], np.float32)

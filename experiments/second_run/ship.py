@@ -1,10 +1,10 @@
 """Put a trained student into the package as one of the rankers that ship: fp16 weights and an int8 graph.
 
-    python experiments/ship.py STUDENT NAME CARD PAIRS [--max-length 512]
+    python experiments/second_run/ship.py STUDENT NAME CARD TABLES [--max-length 512]
 
-STUDENT is a Hugging Face folder, NAME what people will call it, CARD its model card in Markdown, PAIRS a JSON list of
-[query, document, grade] that training has not seen, at least 50 queries with several documents each: for the export's
-gate, and for the probabilities, which are calibrated against the grades. Fails where int8 is refused.
+STUDENT is a Hugging Face folder, NAME what people will call it, CARD its model card in Markdown, TABLES what `prepare.py`
+wrote: 40 development queries of each set with BM25's first ten documents are the export's gate, and the probabilities
+are calibrated against their grades. Fails where int8 is refused.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
+
+from common import Work
 
 from inranker import Reranker
 from inranker.export import export_model
@@ -26,11 +31,30 @@ from inranker.sequence import ModelSettings
 from inranker.store import read_json, write_json
 from inranker.train.calibration import fit_affine
 
-WEIGHTS = Path(__file__).parent.parent / "src" / "inranker" / "models" / "weights"
+WEIGHTS = Path(__file__).parents[2] / "src" / "inranker" / "models" / "weights"
 FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def main(student: Path, name: str, card: Path, pairs: Path, max_length: int) -> None:
+QUERIES, DEPTH = slice(60, 100), 10  # of each development set
+
+
+def development_pairs(tables: Path) -> list[tuple[str, str, int]]:
+    """Query, document, grade."""
+    w = Work(tables, tables)
+    contents, qrels = w.contents(), read_json(tables / "dev_qrels.json")
+    by_set: dict[str, list[dict[str, Any]]] = {}
+    for row in w.rows("scored"):
+        by_set.setdefault(row["set"], []).append(row)
+    return [
+        (row["text"], contents[f"{row['corpus']}/{d}"], qrels[name].get(row["id"], {}).get(d, 0))
+        for name, rows in by_set.items()
+        if name in qrels
+        for row in rows[QUERIES]
+        for d in row["documents"][:DEPTH]
+    ]
+
+
+def main(student: Path, name: str, card: Path, tables: Path, max_length: int) -> None:
     """Write the folder."""
     target = WEIGHTS / name
     shutil.rmtree(target, ignore_errors=True)
@@ -43,7 +67,7 @@ def main(student: Path, name: str, card: Path, pairs: Path, max_length: int) -> 
     write_json(target / "config.json", {**config, "dtype": "float16"})
     weights = {k: v.astype(np.float16) for k, v in load_file(student / "model.safetensors").items()}
     save_file(weights, target / "model.safetensors", {"format": "pt"})
-    rows = json.loads(pairs.read_text())
+    rows = development_pairs(tables)
     asked = [(query, document) for query, document, _ in rows]
     settings = replace(ModelSettings.read(target) or ModelSettings(), max_length=max_length, calibration=None)
     settings.write(target)
@@ -68,6 +92,6 @@ if __name__ == "__main__":
     parser.add_argument("student", type=Path)
     parser.add_argument("name")
     parser.add_argument("card", type=Path)
-    parser.add_argument("pairs", type=Path)
+    parser.add_argument("tables", type=Path)
     parser.add_argument("--max-length", type=int, default=512)
     main(**vars(parser.parse_args()))
