@@ -41,11 +41,11 @@ def free(w: Work, kind: str = "free") -> None:
     for row in all_training(w) if kind == "free" else []:
         asked[row["corpus"]].append(Query(row["id"], row["text"]))
     tests = NearTexts(read_json(w.work / "test_queries.json"))
-    part_of = sentence if kind == "free" else passage
+    part_of, words = (sentence, SENTENCE) if kind == "free" else (passage, SENTENCE if w.tiny else PASSAGE)
     for name, documents in corpora.items():
         for document in documents:
             rng = np.random.default_rng([SEED, *document.id.encode()])
-            text = part_of([p.strip() for p in re.split(r"(?<=[.!?])\s+|\n", document.text) if p.strip()], rng)
+            text = part_of([p.strip() for p in re.split(r"(?<=[.!?])\s+|\n", document.text) if p.strip()], words, rng)
             if text and not tests.holds(text):
                 asked[name].append(Query(f"{part_of.__name__}/{name}/{document.id}", text))
     texts = [d.content for documents in corpora.values() for d in documents]
@@ -83,24 +83,24 @@ def free(w: Work, kind: str = "free") -> None:
     write_parquet(w.out / f"{kind}.parquet", rows)
 
 
-def sentence(parts: Sequence[str], rng: np.random.Generator) -> str:
-    """One of a document's sentences that has the right length, or nothing."""
-    fitting = [p for p in parts if SENTENCE[0] <= len(p.split()) <= SENTENCE[1]]
+def sentence(parts: Sequence[str], limits: tuple[int, int], rng: np.random.Generator) -> str:
+    """One of a document's sentences whose words are within the limits, or nothing."""
+    fitting = [p for p in parts if limits[0] <= len(p.split()) <= limits[1]]
     return fitting[rng.integers(len(fitting))] if fitting else ""
 
 
-def passage(parts: Sequence[str], rng: np.random.Generator) -> str:
+def passage(parts: Sequence[str], limits: tuple[int, int], rng: np.random.Generator) -> str:
     """As many of a document's sentences, one after another, as make a drawn number of words, or nothing."""
-    wanted = int(rng.integers(*PASSAGE))
+    wanted = int(rng.integers(*limits))
     words = [len(p.split()) for p in parts]
-    starts = [n for n in range(len(parts)) if sum(words[n:]) >= PASSAGE[0]]
+    starts = [n for n in range(len(parts)) if sum(words[n:]) >= limits[0]]
     if not starts:
         return ""
     first = last = starts[rng.integers(len(starts))]
     while last < len(parts) and sum(words[first : last + 1]) <= wanted:
         last += 1
     text = " ".join(parts[first : max(last, first + 1)])
-    return text if PASSAGE[0] <= len(text.split()) <= PASSAGE[1] else ""
+    return text if limits[0] <= len(text.split()) <= limits[1] else ""
 
 
 def candidates(

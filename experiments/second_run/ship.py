@@ -2,9 +2,9 @@
 
     python experiments/second_run/ship.py STUDENT NAME CARD TABLES [--max-length 512]
 
-STUDENT is a Hugging Face folder, NAME what people will call it, CARD its model card in Markdown, TABLES what `prepare.py`
-wrote: 40 development queries of each set with BM25's first ten documents are the export's gate, and the probabilities
-are calibrated against their grades. Fails where int8 is refused.
+STUDENT is a Hugging Face folder, NAME what people will call it, CARD its model card in Markdown, TABLES what
+`prepare.py` wrote: 40 development queries of each set with BM25's first ten documents are the export's gate, and the
+probabilities are calibrated against their grades. Fails where int8 is refused.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
-
 from common import Work
+from safetensors.numpy import load_file, save_file
 
 from inranker import Reranker
 from inranker.export import export_model

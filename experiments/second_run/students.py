@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,38 +31,32 @@ from inranker.train.losses import Scores, mix
 from inranker.train.students import build_start, load_student
 from inranker.train.trainer import agreement
 
+RECIPES = Path(__file__).parent / "recipes"
 LENGTH = 320
 BATCH = 32  # queries
 RATE, WARMUP, DECAY = 1.5e-4, 0.05, 0.01
 HELD_OUT = 0.02
-# Two folds of the corpora of phase 2: each student is measured where the other one was trained.
-FOLDS = {"a": {"scifact", "cisi", "climate_fever_sent"}, "b": {"cranfield", "medline", "stackx_beer"}}
-
-
-# Stages of the cells; those without synthetic queries take as many updates, all on questions.
-ONE = (("supervised", "supervised", 1), ("synthetic", "synthetic", 1))
-QUESTIONS = (("supervised", "supervised", 1), ("supervised", "synthetic", 1))
-LONG = (("supervised", "supervised", 2), ("synthetic", "synthetic", 5))
-WIDE = (("free", "free", 1), *LONG)
 FREE = ("free", "passages")  # kinds of queries that `free.py` makes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A student. Each stage: the kind of queries, the kind whose number sets the number of updates, its epochs.
+    """A student: a file of `recipes`.
 
-    The cells are made of the queries that came along, so that none of them waits; `more` adds those written here.
-    `start` is a model folder among what was prepared, or a finished student (`NAME-SEED`); `layers` of it are kept, and
-    `states` is the weight of following it from layer to layer. `temperature` is that of a listwise loss.
+    `stages`: of each the kind of queries, the kind whose number sets the number of updates, its epochs. The cells are
+    made of the queries that came along, so that none of them waits; `more` adds those written here. `start` is a model
+    folder among what was prepared, or a finished student (`NAME-SEED`); `layers` of it are kept, and `states` is the
+    weight of following it from layer to layer. `temperature` is that of a listwise loss. `corpora`, if any, are those
+    whose synthetic queries it learns from, `queries` the number of these. `weights`: seed 1 goes home whole.
     """
 
     loss: dict[str, float]
-    stages: tuple[tuple[str, str, float], ...] = ONE
+    stages: list[tuple[str, str, float]]
     start: str = "minilm"
-    layers: tuple[int, ...] | None = None
+    layers: list[int] | None = None
     states: float = 0.0
     temperature: float = 1.0
-    corpora: frozenset[str] | None = None
+    corpora: list[str] | None = None
     queries: int | None = None
     more: bool = False
     weights: bool = False
@@ -72,40 +67,7 @@ class Plan:
         return "infonce" not in self.loss
 
 
-# Margins within a query leave its offset free, and probabilities then mean little: a little `mse` holds it.
-HARD, SOFT = {"infonce": 1.0}, {"margin_mse": 1.0, "mse": 0.4}
-# Margins spread by 14: at a temperature of 1 a list has one document and no others.
-SHARP: dict[str, Any] = {"loss": {"kl": 30.0, "margin_mse": 0.5, "mse": 0.2}, "temperature": 4.0}
-FOLLOWING = {"margin_mse": 0.1}
-CELLS = {
-    "sup-hard": Plan(HARD, QUESTIONS),
-    "syn-hard": Plan(HARD),
-    "sup-soft": Plan(SOFT, QUESTIONS),
-    "syn-soft": Plan(SOFT, weights=True),
-}
-PLANS = CELLS | {
-    "long": Plan(SOFT, LONG, more=True, weights=True),
-    "wide": Plan(SOFT, WIDE, more=True, weights=True),
-    "sharp": Plan(stages=LONG, more=True, weights=True, **SHARP),
-    "wider": Plan(
-        stages=(("passages", "passages", 1), ("synthetic", "synthetic", 2)),
-        start="wide-1",
-        more=True,
-        weights=True,
-        **SHARP,
-    ),
-    "nano": Plan(FOLLOWING, LONG, start="long-1", layers=(0, 5), states=2.0, more=True, weights=True),
-    "three": Plan(FOLLOWING, LONG, start="long-1", layers=(0, 3, 5), states=2.0, more=True),
-    "mse": Plan({"mse": 1.0}),
-    "margin_mse": Plan({"margin_mse": 1.0}),
-    "kl": Plan({"kl": 1.0}),
-    "ranknet": Plan({"ranknet": 1.0}),
-    "both": Plan({"margin_mse": 1.0, "kl": 1.0}),
-    **{f"only-{n}": Plan(SOFT, queries=n) for n in (1_000, 4_000)},
-    "all": Plan(SOFT, more=True),
-    **{f"fold-{name}": Plan(SOFT, LONG, corpora=frozenset(corpora), more=True) for name, corpora in FOLDS.items()},
-    **{f"wide-{name}": Plan(SOFT, WIDE, corpora=frozenset(corpora), more=True) for name, corpora in FOLDS.items()},
-}
+PLANS = {path.stem: Plan(**tomllib.loads(path.read_text())) for path in RECIPES.glob("*.toml")}
 
 
 def train(w: Work, name: str, seed: str) -> None:
@@ -116,7 +78,7 @@ def train(w: Work, name: str, seed: str) -> None:
     split = training_data(w, plan)
     settings = StudentSettings(
         start=str(start_of(w, plan)),
-        layers=list(plan.layers) if plan.layers and not w.tiny else None,
+        layers=plan.layers if not w.tiny else None,
         max_length=128 if w.tiny else LENGTH,
         dropout=0.0,  # soft labels need none, it costs time, and states that are followed are to be met exactly
     )
@@ -195,7 +157,7 @@ def training_data(w: Work, plan: Plan) -> dict[str, tuple[list[TrainingQuery], l
     labels = soft_labels(w) if plan.soft else {}
     kinds: dict[str, list[TrainingQuery]] = {"supervised": [], "synthetic": []}
     for row in all_training(w) if plan.more else w.rows("training"):
-        if plan.corpora and row["corpus"] not in plan.corpora | {"general"}:
+        if plan.corpora and row["corpus"] not in [*plan.corpora, "general"]:
             continue
         if len(row["documents"]) > 1 and (not plan.soft or row["id"] in labels):
             texts = [contents[f"{row['corpus']}/{d}"] for d in row["documents"]]
@@ -216,7 +178,7 @@ def free_labels(w: Work, plan: Plan, kind: str, contents: dict[str, str]) -> lis
     """Queries of a kind that `free.py` made, of the plan's corpora."""
     data = []
     for row in read_parquet(w.out / f"{kind}.parquet").to_pylist():
-        if not plan.corpora or row["corpus"] in plan.corpora | {"general"}:
+        if not plan.corpora or row["corpus"] in [*plan.corpora, "general"]:
             texts = [contents[f"{row['corpus']}/{d}"] for d in row["documents"]]
             margins = np.array(row["margins"], np.float32)
             data.append(TrainingQuery(row["id"], row["text"], texts, np.zeros(len(texts), int), margins))

@@ -8,9 +8,9 @@ How a product x W becomes one of integers, and why so (figures in docs/benchmark
   x W = (x H)(H^T W). H^T W is made once, here. The idea is QuaRot's (Ashkboos et al. 2024, arXiv 2404.00456).
 - Each column of W has its own scale.
 
-Attention, layer norms and activations stay in fp32, and so do the products of the head; its weights are kept in fp16,
-which halves the file. Tables of embeddings are int8 with a scale for every 64 channels of a row: half of a small
-ranker's file is its words.
+Attention, layer norms and activations stay in fp32, and so do the products of the head; its weights are int8 in the
+file alone, with a scale for every 64 inputs of a column. Tables of embeddings are int8 with a scale for every 64
+channels of a row: half of a small ranker's file is its words.
 """
 
 from __future__ import annotations
@@ -123,8 +123,11 @@ class _Quantizer:
 
     def _kept(self, node: Any) -> None:
         name = node.input[1]
-        half = self._add(f"{name}.fp16", self._array(name).astype(np.float16))
-        node.input[1] = self._node("Cast", [half], f"{name}.fp32", to=self.onnx.TensorProto.FLOAT)
+        weight = self._array(name)
+        groups = weight.reshape(-1, int(np.gcd(len(weight), BLOCK)), weight.shape[1])
+        # Constants alone: the runtime works this out when it loads the file.
+        product = self._groups(name, _codes(groups, axis=1), [], f"{name}.fp32")
+        node.input[1] = self._node("Reshape", [product, self._ints(list(weight.shape))], f"{name}.whole")
         self.nodes.append(node)
 
     def _table(self, node: Any) -> None:
@@ -133,15 +136,19 @@ class _Quantizer:
         table = self._array(name)
         size, output = table.shape[1], node.output[0]
         groups = table.reshape(len(table), -1, int(np.gcd(size, BLOCK)))
-        scale = np.maximum(np.abs(groups).max(axis=2, keepdims=True) / 127, 1e-7).astype(np.float16)
-        codes = np.clip(np.rint(groups / scale.astype(np.float32)), -127, 127).astype(np.int8)
-        parts = []
-        for kind, values in (("int8", codes), ("scale", scale)):
-            found = self._node(node.op_type, [self._add(f"{name}.{kind}", values), *rows], f"{output}.{kind}")
-            parts.append(self._node("Cast", [found], f"{output}.{kind}.fp32", to=self.onnx.TensorProto.FLOAT))
-        product = self._node("Mul", parts, f"{output}.groups")
+        product = self._groups(name, _codes(groups, axis=2), [node.op_type, *rows], output)
         shape = [-1, size] if node.op_type == "Slice" else [0, 0, size]
         self._node("Reshape", [product, self._ints(shape)], output)
+
+    def _groups(self, name: str, stored: tuple[Any, Any], taken: list[str], output: str) -> str:
+        """Codes times scales, fp32; of both only what an operator takes (its name and further inputs), if any."""
+        parts = []
+        for kind, values in zip(("int8", "scale"), stored, strict=True):
+            found = self._add(f"{name}.{kind}", values)
+            if taken:
+                found = self._node(taken[0], [found, *taken[1:]], f"{output}.{kind}")
+            parts.append(self._node("Cast", [found], f"{output}.{kind}.fp32", to=self.onnx.TensorProto.FLOAT))
+        return self._node("Mul", parts, f"{output}.groups")
 
     def _node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.nodes.append(self.onnx.helper.make_node(op, inputs, [output], name=f"{output}.{op}", **attributes))
@@ -158,6 +165,12 @@ class _Quantizer:
             self.weights[name] = self.onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
             self.graph.initializer.append(self.weights[name])
         return name
+
+
+def _codes(groups: Array, axis: int) -> tuple[Any, Any]:
+    """int8 codes and fp16 scales, one scale for all that lies along an axis."""
+    scale = np.maximum(np.abs(groups).max(axis=axis, keepdims=True) / 127, 1e-7).astype(np.float16)
+    return np.clip(np.rint(groups / scale.astype(np.float32)), -127, 127).astype(np.int8), scale
 
 
 def _is_attention(graph: Any, value: str) -> bool:
