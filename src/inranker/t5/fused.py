@@ -35,7 +35,9 @@ class FusedT5(nn.Module):
     """A `MonoT5` for inference alone: `forward` and `logits` as there, sequences [n, length] padded on the right.
 
     The residual stream is fp32 in any precision. Of a model in bf16 the encoder multiplies `wo` in bf16 too, as bf16
-    has fp32's range; in fp16 the feed-forward outputs would overflow, and `wo` stays as it is, in fp32.
+    has fp32's range; in fp16 the feed-forward outputs would overflow, and `wo` stays as it is, in fp32. With made
+    weights in t5-small's shape the encoder's states are 3 to 5 % further from fp32's than with `wo` in fp32, and a
+    quarter nearer than those of transformers' bf16, whose residual stream is bf16.
 
     Args:
         module: on its device, in its precision.
@@ -93,7 +95,8 @@ class FusedT5(nn.Module):
                 x, normed = self._add_norm(x, update, layer.norm_feed)
                 inner = self._activate(functional.linear(normed, layer.wi))
                 update = functional.linear(inner.to(layer.wo.dtype), layer.wo)
-        _, states = self._add_norm(x, update, self.module.model.encoder.final_layer_norm.weight)
+            # Inside, as the setting of TF32 is a part of what was compiled.
+            _, states = self._add_norm(x, update, self.module.model.encoder.final_layer_norm.weight)
         return self.module.answer(self.module.decode(states, mask))
 
     def _run_add_norm(self, x: Tensor, update: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
