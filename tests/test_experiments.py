@@ -54,7 +54,7 @@ def test_batches_on_the_device_are_the_packages_own_sequences(tiny_encoder: Path
 def test_a_cut_student_follows_its_start_on_the_device(tiny_encoder: Path):
     import torch
     from on_device import DeviceQueries
-    from students import FOLLOWING, fit
+    from students import PLANS, fit
 
     from inranker.train.data import TrainingQuery
     from inranker.train.guide import Guide
@@ -72,7 +72,7 @@ def test_a_cut_student_follows_its_start_on_the_device(tiny_encoder: Path):
     queries = DeviceQueries(data, student, torch.device("cpu"), 60)
     chunk = queries.chunk(np.arange(16))
     before = float(guide.follow(module, chunk)[1].detach())
-    fit(module, queries, mix(FOLLOWING), [np.arange(8)] * 80, guide, 2.0)
+    fit(module, queries, mix(PLANS["nano"].loss), [np.arange(8)] * 80, guide, 2.0)
     assert float(guide.follow(module, chunk)[1].detach()) < 0.8 * before
 
 
