@@ -54,6 +54,18 @@ def test_scores_are_the_published_ones(tiny_t5: Callable[[str], Path], max_lengt
     assert np.std(ours) > 0.01
 
 
+@pytest.mark.parametrize(("variant", "words"), [("v1.0", "false true"), ("v1.1", "false true"), ("mt5", "no yes")])
+def test_scores_are_those_of_the_rerankers_package(tiny_t5: Callable[[str], Path], variant: str, words: str) -> None:
+    from rerankers.models.t5ranker import T5Ranker as Other
+
+    folder = str(tiny_t5(variant))
+    answers = [f"▁{word}" for word in words.split()]
+    other = Other(folder, device="cpu", dtype="float32", verbose=0, token_false=answers[0], token_true=answers[1])
+    theirs = other._get_scores("kaban lodel", [d for d in DOCS if d], 512)
+    ours = T5Ranker(folder).get_scores("kaban lodel", [d for d in DOCS if d], 512)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
 def test_the_published_example_runs(tiny_t5: Callable[[str], Path]) -> None:
     code = f"""
 from inranker import T5Ranker
