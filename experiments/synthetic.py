@@ -44,9 +44,9 @@ class NearTexts:
 
 
 def keep(
-    queries: Iterable[Any], contents: Mapping[str, str], near: NearTexts, known: Iterable[str] = ()
+    queries: Iterable[Any], contents: Mapping[str, str], near: NearTexts, known: Iterable[str] = (), longest: int = 48
 ) -> tuple[list[Any], dict[str, int]]:
-    """Queries of 2 to 48 words, written once, that copy no 8 words of their document and are not near a test query.
+    """Queries of 2 to `longest` words, written once, that copy no 8 of their document and are not near a test query.
 
     `known` are the texts of queries that were written before.
     """
@@ -56,7 +56,7 @@ def keep(
         found = re.findall(r"\w+", query.text.lower())
         source = " " + " ".join(re.findall(r"\w+", contents[query.document_id].lower())) + " "
         spans = (" " + " ".join(found[i : i + 8]) + " " for i in range(len(found) - 7))
-        if not 2 <= len(found) <= 48:
+        if not 2 <= len(found) <= longest:
             reasons["length"] += 1
         elif tuple(found) in seen:
             reasons["repeated"] += 1
@@ -71,9 +71,11 @@ def keep(
 
 
 def with_candidates(
-    queries: Sequence[dict[str, Any]], corpora: Mapping[str, Sequence[Document]]
+    queries: Sequence[dict[str, Any]],
+    corpora: Mapping[str, Sequence[Document]],
+    negatives: NegativeSettings = NEGATIVES,
 ) -> list[dict[str, Any]]:
-    """Each query with its source (`document`) and nine negatives from BM25 over its corpus, and the source's rank."""
+    """Each query with its source (`document`) and negatives from BM25 over its corpus, and the source's rank."""
     by_corpus: dict[str, list[dict[str, Any]]] = {}
     for row in queries:
         by_corpus.setdefault(row["corpus"], []).append(row)
@@ -81,7 +83,7 @@ def with_candidates(
     for name, asked in by_corpus.items():
         run = BM25.index(corpora[name]).search([Query(q["id"], q["text"]) for q in asked], 1000)
         contents = {d.id: d.content for d in corpora[name]}
-        chosen = sample_candidates(run, {q["id"]: {q["document"]} for q in asked}, contents, NEGATIVES, SEED)
+        chosen = sample_candidates(run, {q["id"]: {q["document"]} for q in asked}, contents, negatives, SEED)
         for q in asked:
             hits = run.get(q["id"], [])
             found = [s.document_id for s in hits]

@@ -11,7 +11,7 @@ from inranker.generate.prompts import load_prompt, prompt_names
 
 
 def test_the_prompts_that_come_along():
-    assert {"inpars", "inpars-gbq", "keywords", "claim", "title"} <= set(prompt_names())
+    assert {"inpars", "inpars-gbq", "keywords", "claim", "title", "narrative"} <= set(prompt_names())
     for name in prompt_names():
         prompt = load_prompt(name)
         assert prompt.text("D").count("Document:") == 4

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from common import Work, convert, log
 from runner import Runner, Step, begin_clock
-from students import FREE, PLANS
+from students import NARRATIVES, PLANS
 
 from inranker.store import write_json
 
@@ -42,7 +42,7 @@ def plan(gpus: int, large: bool = True, only: Sequence[str] = ()) -> list[Step]:
 
     def student(name: str, seed: int, *needs: str, kind: str = "small", seconds: float = 100) -> Step:
         soft = () if name.endswith("hard") else labels
-        soft += tuple(dict.fromkeys(f"{kind}.parquet" for kind, _, _ in PLANS[name].stages if kind in FREE))
+        soft += tuple(PLANS[name].tables)
         return Step(f"student {name} {seed}", f"scores-{name}-{seed}.parquet", (data, *soft, *needs), kind, seconds)
 
     def teacher(name: str, *needs: str) -> Step:
@@ -71,13 +71,22 @@ def plan(gpus: int, large: bool = True, only: Sequence[str] = ()) -> list[Step]:
     # The longest asks for most of a GPU; while pieces are still on their way, students learn hard labels.
     free = Step("free", "free.parquet", (data, *labels), "small", 70)
     passages = Step("free passages", "passages.parquet", (data, *labels), "small", 70)
+    narratives = [
+        Step(f"narratives {n}", leaves, (*model, *labels), "large", 200) for n, leaves in enumerate(NARRATIVES)
+    ]
+    deep = [student("deep", seed, "weights-wide-1.tar", seconds=900) for seed in (1, 2, 3)]
+    deep += [student(name, 1, seconds=900) for name in ("deep-a", "deep-b")]
+    ready = tuple(s.leaves for s in deep[:3])
+    deep += [student("nano-wide", 1, "weights-wide-1.tar", seconds=900)]
+    deep += [Step("soup deep", "scores-deep-soup-1.parquet", ready, "small", 20)]
     students = [
         free,
         passages,
+        *narratives,
+        *deep,
         student("long", 1, kind="large", seconds=400),
         student("wide", 1, seconds=900),
         student("sharp", 1, seconds=500),
-        student("wider", 1, "weights-wide-1.tar", seconds=300),
         student("sup-hard", 1),
         student("syn-hard", 1),
         student("syn-soft", 1),
@@ -93,7 +102,7 @@ def plan(gpus: int, large: bool = True, only: Sequence[str] = ()) -> list[Step]:
     last = [teacher("ql"), Step("bench t5", "bench-t5.json", (data,), "alone", 150)]
     last += [student(name, 1) for name in ("all", "only-1000", "only-4000")]
     last += [student(name, 1) for name in ("mse", "margin_mse", "kl", "ranknet", "both")]
-    last += [student("three", 1, "weights-long-1.tar", seconds=450)]
+    last += [student("three", 1, "weights-wide-1.tar", seconds=300)]
     last += [student(name, seed, seconds=500) for name in ("long", "wide") for seed in (2, 3)]
     last += [student(name, 1, seconds=500) for name in ("wide-a", "wide-b")]
     last += [Step("train_full", "teacher-full.json", (*model, "labels.json"), "alone", 260)]
@@ -104,8 +113,10 @@ def plan(gpus: int, large: bool = True, only: Sequence[str] = ()) -> list[Step]:
     return steps if large else [s for s in steps if s.name.startswith(("free", "student"))]
 
 
-def run_all(w: Work, seconds: float, gpus: int, inline: bool, large: bool = True, only: Sequence[str] = ()) -> None:
-    """Go through the plan; `inline` calls the steps in this process, one after another."""
+def run_all(
+    w: Work, seconds: float, gpus: int, inline: bool, large: bool = True, only: Sequence[str] = (), most: int = 0
+) -> None:
+    """Go through the plan; `inline` calls the steps in this process, one after another; `most` as `Runner` has it."""
     from teachers import release_claims
 
     begin_clock(w.out)
@@ -114,7 +125,7 @@ def run_all(w: Work, seconds: float, gpus: int, inline: bool, large: bool = True
     start = (lambda name, gpu, attempt: Called(w, name)) if inline else Launcher(w)
     everything = plan(gpus, large, only)
     arrivals = ARRIVALS if large else ARRIVALS[:1]
-    most = 2 if large else CROWD
+    most = most or (2 if large else CROWD)
     Runner(everything, start, lambda text: log(w, text), w.out, names, seconds, arrivals, "labels.json", most).run()
 
 
@@ -156,6 +167,7 @@ class Launcher:
 def step(w: Work, words: list[str]) -> None:
     """One step by its name and arguments."""
     import free
+    import narratives
     import students
     import teachers
 
@@ -171,6 +183,8 @@ def step(w: Work, words: list[str]) -> None:
         "choose": teachers.choose,
         "label": teachers.label,
         "free": free.free,
+        "narratives": narratives.write,
+        "soup": students.soup,
         "student": students.train,
     }
     calls[words[0]](w, *words[1:])
@@ -206,6 +220,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1600, help="of the clock: no step begins that ends later")
     parser.add_argument("--gpus", type=int, default=0, help="0: as many as there are")
     parser.add_argument("--students", action="store_true", help="only them, from labels that came along")
+    parser.add_argument("--most", type=int, default=0, help="students on a GPU; 0: two, three where there is only them")
     parser.add_argument("--only", default="", help='only these steps: "free,student wide 1"')
     arguments = parser.parse_args()
     w = Work(arguments.work, arguments.out, arguments.tiny)
@@ -216,7 +231,7 @@ def main() -> None:
 
     only = [name for name in arguments.only.split(",") if name]
     gpus = arguments.gpus or max(torch.cuda.device_count(), 1)
-    run_all(w, arguments.seconds, gpus, inline=False, large=not arguments.students, only=only)
+    run_all(w, arguments.seconds, gpus, inline=False, large=not arguments.students, only=only, most=arguments.most)
 
 
 if __name__ == "__main__":

@@ -37,17 +37,19 @@ BATCH = 32  # queries
 RATE, WARMUP, DECAY = 1.5e-4, 0.05, 0.01
 HELD_OUT = 0.02
 FREE = ("free", "passages")  # kinds of queries that `free.py` makes
+NARRATIVES = ("narratives-0.parquet", "narratives-1.parquet")  # what `narratives.py` leaves
 
 
 @dataclass(frozen=True)
 class Plan:
     """A student: a file of `recipes`.
 
-    `stages`: of each the kind of queries, the kind whose number sets the number of updates, its epochs. The cells are
-    made of the queries that came along, so that none of them waits; `more` adds those written here. `start` is a model
-    folder among what was prepared, or a finished student (`NAME-SEED`); `layers` of it are kept, and `states` is the
-    weight of following it from layer to layer. `temperature` is that of a listwise loss. `corpora`, if any, are those
-    whose synthetic queries it learns from, `queries` the number of these. `weights`: seed 1 goes home whole.
+    `stages`: of each the kind of queries (or kinds, joined by +), the one whose number sets the number of updates, its
+    epochs. The cells are made of the queries that came along, so that none of them waits; `more` adds those written
+    here. `start` is a model folder among what was prepared, or a finished student (`NAME-SEED`); `layers` of it are
+    kept, and `states` is the weight of following it from layer to layer. `temperature` is that of a listwise loss.
+    `corpora`, if any, are those whose synthetic queries it learns from, `queries` the number of these. `weights`: seed
+    1 goes home whole.
     """
 
     loss: dict[str, float]
@@ -65,6 +67,17 @@ class Plan:
     def soft(self) -> bool:
         """Whether it learns from the teacher."""
         return "infonce" not in self.loss
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of queries that its stages name."""
+        return {kind for both in self.stages for side in both[:2] for kind in side.split("+")}
+
+    @property
+    def tables(self) -> list[str]:
+        """The files of queries that it learns from, beyond those that all have."""
+        free = [f"{kind}.parquet" for kind in FREE if kind in self.kinds]
+        return [*free, *(NARRATIVES if "narratives" in self.kinds else ())]
 
 
 PLANS = {path.stem: Plan(**tomllib.loads(path.read_text())) for path in RECIPES.glob("*.toml")}
@@ -88,12 +101,12 @@ def train(w: Work, name: str, seed: str) -> None:
     if plan.states and settings.layers:
         guide = Guide(load_student(settings.start, max_length=settings.max_length), settings.layers).to(device)
     tokens = 4_096 if w.tiny else 98_304
-    training = {k: DeviceQueries(data, student, device, tokens) for k, (data, _) in split.items()}
+    training = {k: DeviceQueries(split[k][0], student, device, tokens) for k, _, _ in plan.stages}
     held_out = [q for _, held in split.values() for q in held]
     ready = time.monotonic()
     history = []
     for number, (kind, like, epochs) in enumerate(plan.stages):
-        batches = order(len(training[kind].data), len(training[like].data), epochs, (int(seed), number))
+        batches = order(len(split[kind][0]), len(split[like][0]), epochs, (int(seed), number))
         half = torch.bfloat16 if device.type == "cuda" else None
         history.append(
             fit(
@@ -115,13 +128,7 @@ def train(w: Work, name: str, seed: str) -> None:
     tau = agreement(np.split(logits, ends), held_out)
     student.settings = replace(student.settings, calibration=calibration(logits, held_out))
     scored = w.rows("scored")
-    contents = w.contents()
-    texts = [[contents[f"{r['corpus']}/{d}"] for d in r["documents"]] for r in scored]
-    asked = [
-        TrainingQuery(r["id"], r["text"], found, np.zeros(len(found), int))
-        for r, found in zip(scored, texts, strict=True)
-    ]
-    margins = score_all(student.module, DeviceQueries(asked, student, device, 2 * tokens))
+    margins = score_all(student.module, as_queries(scored, w.contents(), student, device, 2 * tokens))
     student.model.to("cpu")
     student.save(folder / "student")
     figures = {
@@ -169,15 +176,20 @@ def training_data(w: Work, plan: Plan) -> dict[str, tuple[list[TrainingQuery], l
     # The split is the same for every seed: what is held out is never what another student of the table learned from.
     split = {kind: split_held_out(data, HELD_OUT, SEED) for kind, data in kinds.items()}
     held_out = {q.id for _, held in split.values() for q in held}
-    for kind in dict.fromkeys(kind for kind, _, _ in plan.stages if kind in FREE):
-        split[kind] = ([q for q in free_labels(w, plan, kind, contents) if q.id not in held_out], [])
+    for kind in sorted(plan.kinds & set(FREE)):
+        split[kind] = ([q for q in labelled(w, plan, [f"{kind}.parquet"], contents) if q.id not in held_out], [])
+    if "narratives" in plan.kinds:
+        split["narratives"] = split_held_out(labelled(w, plan, NARRATIVES, contents), HELD_OUT, SEED)
+    for kind in {kind for both in plan.stages for kind in both[:2]} - set(split):
+        parts = [split[part] for part in kind.split("+")]
+        split[kind] = ([q for data, _ in parts for q in data], [])
     return split
 
 
-def free_labels(w: Work, plan: Plan, kind: str, contents: dict[str, str]) -> list[TrainingQuery]:
-    """Queries of a kind that `free.py` made, of the plan's corpora."""
+def labelled(w: Work, plan: Plan, tables: Sequence[str], contents: dict[str, str]) -> list[TrainingQuery]:
+    """Queries that were written with their labels into these tables, those of the plan's corpora."""
     data = []
-    for row in read_parquet(w.out / f"{kind}.parquet").to_pylist():
+    for row in [row for table in tables for row in read_parquet(w.out / table).to_pylist()]:
         if not plan.corpora or row["corpus"] in [*plan.corpora, "general"]:
             texts = [contents[f"{row['corpus']}/{d}"] for d in row["documents"]]
             margins = np.array(row["margins"], np.float32)
@@ -190,6 +202,23 @@ def soft_labels(w: Work) -> dict[str, np.ndarray]:
 
     What is added has a mean of zero over all pairs, so that the teacher's offset, and its probabilities, stay.
     """
+    found = margins_of(w)
+    mean = mean_of_others(found)
+    return {query: (own + others - mean).astype(np.float32) for query, (own, others) in found.items()}
+
+
+def soft_labels_offset(w: Work) -> float:
+    """What `soft_labels` takes off, for labels that are made apart."""
+    return mean_of_others(margins_of(w))
+
+
+def mean_of_others(found: dict[str, np.ndarray]) -> float:
+    """The mean over all pairs of what is added to the teacher's margins."""
+    return float(np.concatenate([others for _, others in found.values()]).mean())
+
+
+def margins_of(w: Work) -> dict[str, np.ndarray]:
+    """Query id -> the teacher's margins of its documents, and what is added to them: [2, n]."""
     chosen = read_json(w.out / "chosen.json")
     table = read_labels(w.out)
     values = np.asarray(table["true_logit"]) - np.asarray(table["false_logit"])
@@ -202,8 +231,46 @@ def soft_labels(w: Work) -> dict[str, np.ndarray]:
         if all(key in large for key in keys) and len(cosines[row["id"]]) == len(keys):
             others = chosen["cosine"] * np.array(cosines[row["id"]]) + chosen["bm25"] * np.array(row["bm25"])
             found[row["id"]] = np.stack([np.array([large[key] for key in keys]), others])
-    mean = np.concatenate([both[1] for both in found.values()]).mean()
-    return {query: (own + others - mean).astype(np.float32) for query, (own, others) in found.items()}
+    return found
+
+
+def soup(w: Work, name: str) -> None:
+    """The mean of a recipe's finished students, weight by weight: they began at the same place, so it is a student too.
+
+    Wortsman et al., "Model soups" (arXiv 2203.05482). Its calibration is the mean of theirs.
+    """
+    label, folders = f"{name}-soup-1", [w.out / "students" / f"{name}-{seed}" / "student" for seed in (1, 2, 3)]
+    folders = [folder for folder in folders if folder.is_dir()]
+    students = [load_student(str(folder), max_length=128 if w.tiny else LENGTH) for folder in folders]
+    states = [student.module.state_dict() for student in students]
+    mean = {key: torch.stack([s[key].float() for s in states]).mean(0).to(states[0][key].dtype) for key in states[0]}
+    student, device = students[0], pick_device()
+    student.module.load_state_dict(mean)
+    calibrations = [s.settings.calibration for s in students if s.settings.calibration]
+    if calibrations:
+        a, b = np.mean(calibrations, axis=0).tolist()
+        student.settings = replace(student.settings, calibration=(a, b))
+    student.module.to(device)
+    scored = w.rows("scored")
+    margins = score_all(student.module, as_queries(scored, w.contents(), student, device, 4_096 if w.tiny else 196_608))
+    student.model.to("cpu")
+    folder = w.out / "students" / label / "student"
+    student.save(folder)
+    pack(folder, w.out / f"weights-{label}.tar")
+    write_json(w.out / f"student-{label}.json", {"of": [folder.parent.name for folder in folders]})
+    write_scores(w, label, scored, margins)
+
+
+def as_queries(
+    rows: Sequence[dict[str, Any]], contents: dict[str, str], student: Any, device: torch.device, tokens: int
+) -> DeviceQueries:
+    """What is to be scored, on the device."""
+    texts = [[contents[f"{r['corpus']}/{d}"] for d in r["documents"]] for r in rows]
+    asked = [
+        TrainingQuery(r["id"], r["text"], found, np.zeros(len(found), int))
+        for r, found in zip(rows, texts, strict=True)
+    ]
+    return DeviceQueries(asked, student, device, tokens)
 
 
 def read_labels(folder: Path) -> Any:
