@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from common import SEED, Work, log
@@ -24,7 +23,7 @@ from inranker.types import SyntheticQuery
 
 # Corpus -> how many of its documents get one.
 ASKED = {"scifact": 2_000, "cranfield": 1_400, "cisi": 1_460, "medline": 1_033, "stackx_beer": 1_600, "general": 2_500}
-LONGEST = 120  # words
+LONGEST, SENTENCES = 120, 4  # words and sentences of a query
 NEGATIVES = NegativeSettings(count=14, hard=5, hard_depth=10, depth=100)
 
 
@@ -40,6 +39,8 @@ def write(w: Work, worker: str) -> None:
         model=w.base,
         prompts=["narrative"],
         max_new_tokens=16 if w.tiny else LONGEST,
+        temperature=0.7,
+        top_p=0.95,
         batch_tokens=2_048 if w.tiny else 196_608,
         shard_size=8_192,
     )
@@ -78,6 +79,7 @@ def write(w: Work, worker: str) -> None:
 
 
 def whole_sentences(query: SyntheticQuery) -> SyntheticQuery:
-    """Without the last sentence's beginning where the limit cut it, if a sentence stands before it."""
-    ends: list[Any] = list(re.finditer(r"[.!?](?=\s|$)", query.text))
-    return replace(query, text=query.text[: ends[-1].end()]) if ends else query
+    """Its first sentences, each once: a small model begins to repeat itself, and the limit cuts the last one."""
+    sentences = re.findall(r"\S.*?[.!?]+(?=\s|$)", query.text)
+    whole = " ".join(list(dict.fromkeys(sentences))[:SENTENCES])
+    return replace(query, text=whole or query.text)
