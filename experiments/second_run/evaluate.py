@@ -38,9 +38,11 @@ CELLS = {
     "syn-hard": "and synthetic queries, hard labels",
     "syn-soft": "and synthetic queries, soft labels",
 }
-FOLDS = {"fold-a": ["cranfield", "medline", "stackx_beer"], "fold-b": ["scifact", "cisi"]}  # where each is measured
+FOLDED = {"fold": "long", "deep": "deep"}  # names of folds -> the recipe that they are of
+FOLDS = {"a": ["cranfield", "medline", "stackx_beer"], "b": ["scifact", "cisi"]}  # where each is measured
 # A fold's share in its fusion comes from a corpus that it has not seen either.
-UNSEEN_DEVELOPMENT = {"fold-a": ["dev_beer"], "fold-b": ["dev_scifact"]}
+UNSEEN_DEVELOPMENT = {f"{name}-{half}": [s] for name in FOLDED for half, s in (("a", "dev_beer"), ("b", "dev_scifact"))}
+ENDS = ("", " + BM25", " + encoder + BM25")
 
 Values = dict[str, dict[str, float]]  # collection -> query -> value
 
@@ -89,26 +91,34 @@ class Scores:
 
 
 def add_fusion(scores: Scores, development: dict[str, Qrels]) -> dict[str, float]:
-    """Fusions with BM25 of all systems that have scores of the development queries; returns the students' shares."""
+    """Fusions of all systems that have scores of the development queries; returns the systems' shares.
+
+    With BM25, and with what costs no second model a pair: BM25 and the sentence encoder's cosines together.
+    """
     # Sets have ids in common: one run of all needs both in a name.
     judged = ((s, q, grades) for s, found in development.items() for q, grades in found.items())
     qrels = {f"{s} {q}": grades for s, q, grades in judged if any(grades.values())}
+    shares = {}
 
     def joined(runs: dict[str, Run], sets: Iterable[str]) -> Run:
         return {f"{s} {q}": found for s in sets for q, found in runs.get(s, {}).items()}
 
-    first = scores.systems["BM25"]["1"]
-    shares = {}
-    for name, seeds in list(scores.systems.items()):
-        sets = UNSEEN_DEVELOPMENT.get(name, list(development))
-        own = joined(seeds[min(seeds)], sets)
-        if name == "BM25" or not own.keys() & qrels.keys():
-            continue
-        asked = {q: grades for q, grades in qrels.items() if q in own}
-        shares[name] = choose_weight(joined(first, sets), own, asked, METRIC)
-        scores.systems[f"{name} + BM25"] = {
-            seed: {s: fuse(first[s], run, shares[name]) for s, run in runs.items()} for seed, runs in seeds.items()
-        }
+    def add(stage: str, end: str, names: Iterable[str]) -> None:
+        first = scores.systems[stage]["1"]
+        for name in names:
+            seeds, sets = scores.systems[name], UNSEEN_DEVELOPMENT.get(name, list(development))
+            own = joined(seeds[min(seeds)], sets)
+            if own.keys() & qrels.keys():
+                asked = {q: grades for q, grades in qrels.items() if q in own}
+                shares[name + end] = share = choose_weight(joined(first, sets), own, asked, METRIC)
+                scores.systems[name + end] = {
+                    seed: {s: fuse(first[s], run, share) for s, run in runs.items()} for seed, runs in seeds.items()
+                }
+
+    alone = [name for name in scores.systems if name != "BM25"]
+    add("BM25", ENDS[1], alone)
+    if f"minilm{ENDS[1]}" in scores.systems:
+        add(f"minilm{ENDS[1]}", ENDS[2], [name for name in alone if name != "minilm"])
     return shares
 
 
@@ -148,7 +158,8 @@ def mean_of(seeds: Iterable[Values]) -> Values:
 
 def by_regime(values: dict[str, Values]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """Regime -> collection -> system -> values: seen corpora; unseen ones, pools for all and the rest by folds."""
-    plain = {name: v for name, v in values.items() if not name.startswith("fold-")}
+    folds = {f"{name}-{half}{end}" for name in FOLDED for half in FOLDS for end in ENDS}
+    plain = {name: v for name, v in values.items() if name not in folds}
     regimes = {
         "seen": {s: {name: v[s] for name, v in plain.items() if s in v} for s in SEEN},
         "unseen": {s: {name: v[s] for name, v in values.items() if s in v} for s in POOLS},
@@ -156,9 +167,14 @@ def by_regime(values: dict[str, Values]) -> dict[str, dict[str, dict[str, dict[s
             s: {
                 "BM25": values["BM25"][s],
                 **{n: values[n][s] for n in ("teacher",) if s in values.get(n, {})},
-                **{f"folds{end}": values[f"{fold}{end}"][s] for end in ("", " + BM25") if f"{fold}{end}" in values},
+                **{
+                    f"folds of {recipe}{end}": values[f"{name}-{half}{end}"][s]
+                    for name, recipe in FOLDED.items()
+                    for end in ENDS
+                    if f"{name}-{half}{end}" in values
+                },
             }
-            for fold, sets in FOLDS.items()
+            for half, sets in FOLDS.items()
             for s in sets
         },
     }
