@@ -22,7 +22,8 @@ ROWS = {
     "sup-soft": "questions, soft labels",
     "syn-soft": "+ synthetic queries, soft labels",
     "long": "+ more epochs",
-    "wide": "+ free labels: inranker-mini (22.7M)",
+    "wide": "+ free labels",
+    "deep-soup": "+ long queries: inranker-mini (22.7M)",
     "teacher": "teacher (1.5B)",
 }
 PANELS = {"seen": "seen corpora (5), never their queries", "unseen": "unseen: TREC DL 2019 and 2020"}
