@@ -104,7 +104,6 @@ def plan(gpus: int, large: bool = True, only: Sequence[str] = ()) -> list[Step]:
     last += [student(name, 1) for name in ("mse", "margin_mse", "kl", "ranknet", "both")]
     last += [student("three", 1, "weights-wide-1.tar", seconds=300)]
     last += [student(name, seed, seconds=500) for name in ("long", "wide") for seed in (2, 3)]
-    last += [student(name, 1, seconds=500) for name in ("wide-a", "wide-b")]
     last += [Step("train_full", "teacher-full.json", (*model, "labels.json"), "alone", 260)]
     last += [teacher("full", "teacher-full.json")]
     steps = [*first, *students, *tests, *students_2, *last]
