@@ -38,6 +38,7 @@ CELLS = {
     "syn-hard": "and synthetic queries, hard labels",
     "syn-soft": "and synthetic queries, soft labels",
 }
+SHIPPED = "deep-soup"  # the student that ships as `inranker-mini`
 FOLDED = {"fold": "long", "deep": "deep"}  # names of folds -> the recipe that they are of
 FOLDS = {"a": ["cranfield", "medline", "stackx_beer"], "b": ["scifact", "cisi"]}  # where each is measured
 # A fold's share in its fusion comes from a corpus that it has not seen either.
@@ -53,11 +54,14 @@ class Scores:
     def __init__(self, home: Path, tables: Path) -> None:
         self._scored = read_parquet(tables / "scored.parquet").to_pylist()
         self.files = sorted(home.glob("scores-*.parquet"))
+        self.int8: dict[str, Run] = {}
         self.systems: dict[str, dict[str, dict[str, Run]]] = {"BM25": {"1": self._runs({})}}
         margins = {path.stem.removeprefix("scores-"): self._margins(path) for path in self.files}
         for name, found in margins.items():
             if match := re.fullmatch(r"(.+)-(\d+)", name):
                 self.systems.setdefault(match[1], {})[match[2]] = self._runs(found)
+        if "int8" in margins:
+            self.int8 = self._runs(margins["int8"])
         if "minilm" in margins:
             self.systems["minilm"] = {"1": self._runs(margins["minilm"])}
         halves = [margins.get(f"teacher-test{n}") for n in (0, 1)]
@@ -148,6 +152,16 @@ def measure(scores: Scores, qrels: dict[str, Qrels]) -> dict[str, dict[str, Valu
         }
         for name, seeds in scores.systems.items()
     }
+
+
+def int8_loss(scores: Scores, qrels: dict[str, Qrels], values: Values, samples: int) -> dict[str, Any]:
+    """Collection -> what the shipped ranker's int8 graph gains over its own scores of the GPU, where both are there."""
+    found = {}
+    for name, run in scores.int8.items():
+        judged = {q: grades for q, grades in qrels[name].items() if q in run}
+        own = evaluate_run(run, judged, [METRIC])[METRIC]
+        found[name] = {"queries": len(own), "difference": difference(own, {q: values[name][q] for q in own}, samples)}
+    return found
 
 
 def mean_of(seeds: Iterable[Values]) -> Values:
@@ -243,7 +257,8 @@ def main(home: Path, tables: Path, data: Path, out: Path, samples: int = 10_000)
     """Write the tables."""
     scores = Scores(home, tables)
     shares = add_fusion(scores, read_json(tables / "dev_qrels.json"))
-    seeds = measure(scores, judgements(data, scores, out / "test-use.jsonl"))
+    qrels = judgements(data, scores, out / "test-use.jsonl")
+    seeds = measure(scores, qrels)
     values = {name: mean_of(found.values()) for name, found in seeds.items()}
     result: dict[str, Any] = {"fusion: the student's share": shares, "figures": {}, "difference to BM25": {}}
     lines = ["nDCG@10, BM25's top 100 reranked, all queries, the mean over seeds [95% bootstrap interval].", ""]
@@ -258,6 +273,8 @@ def main(home: Path, tables: Path, data: Path, out: Path, samples: int = 10_000)
             s: {n: difference(v, systems["BM25"], samples) for n, v in systems.items() if n != "BM25"}
             for s, systems in found.items()
         }
+    if scores.int8:
+        result["int8"] = int8_loss(scores, qrels, values[SHIPPED], samples)
     result["cells"] = cells(values, seeds, samples)
     lines += ["## The four cells, seen corpora", "", "| | mean | seeds | p against the last | tie |", "|---" * 5 + "|"]
     for name, cell in result["cells"].items():
