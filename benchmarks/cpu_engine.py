@@ -195,34 +195,38 @@ def shorten(query: str, document: str, arguments: argparse.Namespace, tokens: in
 
 def work(arguments: argparse.Namespace) -> None:
     """A worker: one engine; a line with the number of a query in, a line with seconds and scores out."""
-    out, sys.stdout = sys.stdout, sys.stderr
-    started = time.perf_counter()
     requests = json.loads((arguments.work / "requests.json").read_text())
-    with redirect_stdout(sys.stderr):
+
+    def load() -> Callable[[str], list[float]]:
         score = make_engine(arguments.worker, arguments)
         score(requests[0][0], requests[0][1][:8])
+        return lambda line: score(*requests[int(line)])
+
+    serve_lines(load)
+
+
+def serve_lines(load: Callable[[], Callable[[str], list[float]]]) -> None:
+    """Load an engine, then answer every line of standard input with a line: seconds, peak memory, scores."""
+    out, sys.stdout = sys.stdout, sys.stderr
+    started = time.perf_counter()
+    with redirect_stdout(sys.stderr):
+        answer = load()
     print(json.dumps({"load": time.perf_counter() - started}), file=out, flush=True)
     for line in sys.stdin:
-        query, documents = requests[int(line)]
         started = time.perf_counter()
-        scores = score(query, documents)
+        scores = answer(line)
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         print(json.dumps({"seconds": seconds, "peak_mb": peak, "scores": scores}), file=out, flush=True)
 
 
 class Worker:
-    """An engine in its own process."""
+    """An engine in its own process, which runs `serve_lines`."""
 
-    def __init__(self, name: str, arguments: argparse.Namespace, argv: list[str]) -> None:
-        python = sys.executable if name in OURS else str(arguments.peers_python)
-        self.log = (arguments.work / f"{name}.log").open("w")
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.log = log.open("w")
         self.process = subprocess.Popen(
-            [python, __file__, *argv, "--worker", name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
         )
         self.read()
 
@@ -237,10 +241,10 @@ class Worker:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def run(self, number: int) -> dict[str, Any]:
-        """Score a query's documents."""
+    def run(self, line: object) -> dict[str, Any]:
+        """The answer to a line."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{number}\n")
+        self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
         return self.read()
 
@@ -258,8 +262,10 @@ def compare(arguments: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
     (arguments.work / "requests.json").write_text(json.dumps(requests))
     engines, failed = {}, {}
     for name in arguments.engines.split(","):
+        python = sys.executable if name in OURS else str(arguments.peers_python)
+        command = [python, __file__, *argv, "--worker", name]
         try:
-            engines[name] = Worker(name, arguments, argv)
+            engines[name] = Worker(command, arguments.work / f"{name}.log")
         except RuntimeError as error:
             failed[name] = str(error)
     rates: dict[str, list[float]] = {name: [] for name in engines}

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -12,7 +13,9 @@ from inranker import Reranker
 from inranker.errors import InputError, ModelError
 from inranker.export import export_model
 from inranker.export.gate import kendall_tau, measure_gate, ndcg
+from inranker.export.int8 import _scales as int8_scales
 from inranker.export.int8 import hadamard
+from inranker.rank.folder import ModelFolder
 from inranker.rank.onnx_backend import OnnxBackend
 
 WORDS = ["kaban", "lodel", "mifir", "nugol", "pehus", "rajam", "siban", "todel"]
@@ -111,6 +114,57 @@ def test_opsets_give_the_same_scores_padded_or_not(calm_encoder, tmp_path, opset
 def test_an_old_opset_is_refused(tiny_encoder, tmp_path):
     with pytest.raises(InputError, match="opset is 17"):
         export_model(tiny_encoder, tmp_path, opset=17)
+
+
+def test_the_fast_int8_product_of_processors_without_dot_products_is_exact(report):
+    """They sum neighbouring products in 16 bits; codes of inputs are at most 255."""
+    path = report[0] / "onnx/model_int8.onnx"
+    model = onnx.load(path)
+    weights = {w.name: onnx.numpy_helper.to_array(w).astype(int) for w in model.graph.initializer}
+    products = [weights[n.input[1]] for n in model.graph.node if n.op_type == "MatMulIntegerToFloat"]
+    assert products
+    for codes in products:
+        assert np.abs(codes[0::2] + codes[1::2]).max() <= 128
+        assert np.abs(codes).max() <= 127
+    scores = []
+    for exact in ("0", "1"):
+        options = ort.SessionOptions()
+        options.add_session_config_entry("session.x64quantprecision", exact)
+        session = ort.InferenceSession(str(path), options)
+        ids = np.random.default_rng(0).integers(5, 60, (1, 100))
+        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        scores.append(session.run(None, feed)[0])
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 3, 64])
+def test_scales_leave_room_for_two_products(size):
+    weight = np.random.default_rng(size).normal(size=(size, 500)).astype(np.float32)
+    weight[:2, 0] = 1  # the worst: two neighbours, both the largest
+    codes = np.rint(weight / int8_scales(weight))
+    assert np.abs(np.add.reduceat(codes, np.arange(0, size, 2))).max() <= 128
+    assert np.abs(codes).max() <= 127
+    assert np.isfinite(int8_scales(np.zeros((2, 2), dtype=np.float32))).all()
+
+
+def test_the_session_asks_for_the_slow_exact_product_only_where_it_is_needed(report, monkeypatch):
+    asked = []
+
+    class Options(ort.SessionOptions):
+        def add_session_config_entry(self, name, value):
+            asked.append(name)
+            super().add_session_config_entry(name, value)
+
+    monkeypatch.setattr("inranker.rank.onnx_backend.ort.SessionOptions", Options)
+    monkeypatch.setattr("inranker.rank.onnx_backend.has_int8_dot", lambda: False)
+    folder = ModelFolder.open(report[0])
+    OnnxBackend(folder, "int8").close()
+    OnnxBackend(folder, "fp32", model=(report[0] / "onnx/model_int8.onnx").read_bytes()).close()
+    assert not asked
+    old = onnx.load(report[0] / "onnx/model_int8.onnx")
+    del old.metadata_props[:]
+    OnnxBackend(folder, "int8", model=old.SerializeToString()).close()
+    assert asked == ["session.x64quantprecision"]
 
 
 def test_hadamard_is_orthogonal():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from inranker.rank.machine import has_int8_dot
 from inranker.rank.pairwise import PairwiseBackend
 from inranker.store import read_json
 
+# A graph's metadata has this name where its int8 products cannot saturate on any processor.
+FITS_INT16 = "inranker.fits_int16"
 FILES = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
 
 
@@ -62,6 +65,7 @@ def _model_file(folder: ModelFolder, precision: str) -> Path:
     return path
 
 
+_METADATA = 1024  # bytes at a file's end that hold the metadata
 # The protobuf entry {"location": name} of a tensor whose values are in another file.
 _LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)
 
@@ -76,6 +80,15 @@ def check_outside_weights(folder: ModelFolder, path: Path) -> None:
         folder.file(str(path.parent.relative_to(folder.path) / name))
 
 
+def _fits_int16(source: str | bytes) -> bool:
+    """Whether a graph's metadata says so; they are its last field."""
+    if isinstance(source, bytes):
+        return FITS_INT16.encode() in source[-_METADATA:]
+    with Path(source).open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - _METADATA, 0))
+        return FITS_INT16.encode() in file.read()
+
+
 def _open_session(source: str | bytes, path: Path, ours: bool) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -83,14 +96,14 @@ def _open_session(source: str | bytes, path: Path, ours: bool) -> ort.InferenceS
     options.log_severity_level = 4
     # Lengths vary, so a plan of the memory would be made anew for each.
     options.enable_mem_pattern = False
-    exact = has_int8_dot()
+    exact = has_int8_dot() or _fits_int16(source)
     if ours:
         # The graphs written here are faster without the session's own fusions; foreign ones need them.
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_BASIC if exact else level.ORT_ENABLE_EXTENDED
     if not exact:
-        # Without such instructions the fast product of u8 and s8 saturates. This asks for the exact one, 1.2 times as
-        # slow; what puts it in is one of the extended passes.
+        # Without such instructions the fast product of u8 and s8 saturates, unless the weights are made for it. This
+        # asks for the exact one, 1.2 times as slow; what puts it in is one of the extended passes.
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
