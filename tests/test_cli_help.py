@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-HELP = Path(__file__).parents[1] / "docs" / "help.md"
-SCRIPT = """
-import sys
-import typer.rich_utils
-typer.rich_utils.MAX_WIDTH = 96
-from typer.main import get_command
-from typer.testing import CliRunner
+import click
+from click.testing import CliRunner
+
 from inranker.cli.app import app
 
-def walk(command, path):
+HELP = Path(__file__).parents[1] / "docs" / "help.md"
+# What a terminal of 96 columns or more gets: click leaves two of them free.
+WIDTH = 94
+
+
+def walk(command: click.Command, path: list[str]) -> Iterator[list[str]]:
     yield path
     for name, child in getattr(command, "commands", {}).items():
         yield from walk(child, [*path, name])
 
-for path in walk(get_command(app), []):
-    print("\\x00" + " ".join(["inranker", *path]))
-    print(CliRunner().invoke(app, [*path, "--help"], prog_name="inranker").output)
-"""
-
 
 def render() -> str:
     """The help of all commands, as Markdown."""
-    environment = {**os.environ, "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "96", "PYTHONIOENCODING": "utf-8"}
-    environment.pop("FORCE_COLOR", None)
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True)
     parts = ["# Command line", "", "What `--help` prints, for every command."]
-    for part in done.stdout.split("\x00")[1:]:
-        name, _, text = part.partition("\n")
-        lines = [line.rstrip() for line in text.splitlines()]
-        parts += ["", f"## {name}", "", "```text", *_trim(lines), "```"]
+    for path in walk(app, []):
+        done = CliRunner().invoke(app, [*path, "--help"], prog_name="inranker", terminal_width=WIDTH)
+        assert done.exit_code == 0, done.output
+        lines = [line.rstrip() for line in done.output.splitlines()]
+        parts += ["", f"## {' '.join(['inranker', *path])}", "", "```text", *_trim(lines), "```"]
     return "\n".join(parts) + "\n"
 
 

@@ -71,6 +71,17 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
     assert "5/10 (50%)" in capsys.readouterr().err
 
 
+def test_plain_lines_on_a_terminal_without_rich(capsys, monkeypatch):
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setitem(sys.modules, "rich", None)  # as if it were not installed
+    with progress(10, "slow") as advance:
+        advance(5)
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("slow  5/10 (50%)") and lines[1].startswith("slow  5 done in")
+
+
 def test_an_error_ends_the_bar(monkeypatch):
     monkeypatch.setattr(module, "SILENT_SECONDS", 0.01)
     with pytest.raises(ZeroDivisionError), progress(None, "broken"):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from inranker import Reranker
 from inranker.cli.app import app
@@ -74,7 +74,8 @@ def test_rerank_run_goes_on_where_it_was_killed(run, tiny_exported, collection, 
         return original(self, pairs, **options)
 
     monkeypatch.setattr(Reranker, "scores", dies_at_the_third_shard)
-    CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path / "killed.trec")])
+    stopped = CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path / "killed.trec")])
+    assert stopped.exit_code == 130
     assert not (tmp_path / "killed.trec").exists()
     run(*arguments, "--out", tmp_path / "killed.trec")
     assert scored == [48, 48, 24, 24]  # the shard that was being scored, and no other, is done again

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from inranker.errors import InputError
+from inranker.errors import InputError, require
 from inranker.registry import nearest
+
+# pydantic comes with the extras; without them, whoever asks for a recipe is told so in one line.
+require("pydantic", "distill")
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator  # noqa: E402
 
 
 class Settings(BaseModel):

@@ -7,44 +7,45 @@ import sys
 import warnings
 from typing import Any
 
-import typer
+import click
 
 from inranker.cli import bench, distill, evaluate, export, init, models, quickstart, rank, serve, status
+from inranker.cli.parameters import CommandGroup
 from inranker.errors import InputWarning, InRankerError
 
 _show_other_warning = warnings.showwarning
 
-app = typer.Typer(
-    name="inranker",
-    help="Turn a large neural ranker into a small one that is good on your own documents, and run it anywhere.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+
+class _App(CommandGroup):
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; Ctrl-C ends it with a shell's exit code for that, and without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(130) from None
 
 
-app.command("quickstart")(quickstart.quickstart)
-app.command("init")(init.init)
-app.command("distill")(distill.distill)
-app.command("status")(status.status)
-app.command("generate")(distill.generate)
-app.command("retrieve")(distill.retrieve)
-app.command("label")(distill.label)
-app.command("train-teacher")(distill.train_teacher)
-app.command("train")(distill.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("export")(export.export)
-app.command("rank")(rank.rank)
-app.command("rerank-run")(rank.rerank_run)
-app.command("bench")(bench.bench)
-app.command("serve")(serve.serve)
-app.add_typer(models.app, name="models")
+@click.group("inranker", cls=_App, context_settings={"max_content_width": 96, "show_default": True})
+def app() -> None:
+    """Turn a large neural ranker into a small one that is good on your own documents, and run it anywhere."""
 
 
-@app.callback()
-def _commands() -> None:
-    """With a callback, a lone command still goes by its name."""
+app.add_command(quickstart.quickstart)
+app.add_command(init.init)
+app.add_command(distill.distill)
+app.add_command(status.status)
+app.add_command(distill.generate)
+app.add_command(distill.retrieve)
+app.add_command(distill.label)
+app.add_command(distill.train_teacher)
+app.add_command(distill.train)
+app.add_command(evaluate.evaluate)
+app.add_command(export.export)
+app.add_command(rank.rank)
+app.add_command(rank.rerank_run)
+app.add_command(bench.bench)
+app.add_command(serve.serve)
+app.add_command(models.app)
 
 
 def main() -> None:

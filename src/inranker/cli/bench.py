@@ -4,35 +4,47 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
+from inranker.cli.parameters import PATH, POSITIVE, argument
 from inranker.cli.progress import progress
-from inranker.cli.rank import BackendOption, PrecisionOption, ThreadsOption
+from inranker.cli.rank import backend_option, precision_option, threads_option
 
 
+@click.command()
+@argument(
+    "model",
+    default="inranker-mini",
+    help="A model folder, a name, or a Hugging Face Hub id. [default: inranker-mini]",
+)
+@backend_option
+@precision_option
+@threads_option
+@click.option("--words", type=POSITIVE, default=230, help="Words a document; 230 are about 300 tokens.")
+@click.option("--pairs", type=POSITIVE, default=200, help="Pairs a throughput run.")
+@click.option("--repeats", type=POSITIVE, default=5, help="Runs; the median counts.")
+@click.option("--out", type=PATH, metavar="FILE", help="Also write the figures as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def bench(
-    model: Annotated[
-        str, typer.Argument(help="A model folder, a name, or a Hugging Face Hub id.", metavar="[MODEL]")
-    ] = "inranker-mini",
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "auto",
-    threads: ThreadsOption = None,
-    words: Annotated[int, typer.Option(min=1, help="Words a document; 230 are about 300 tokens.")] = 230,
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs a throughput run.")] = 200,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs; the median counts.")] = 5,
-    out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.", metavar="FILE")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    model: str,
+    backend: str,
+    precision: str,
+    threads: int | None,
+    words: int,
+    pairs: int,
+    repeats: int,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Measure pairs a second, latency for 10, 30 and 100 documents, memory, and the time from start to first score.
 
     The documents are made up, the same every time. Other work on the machine spoils the figures.
 
+    \b
     Examples:
-
       inranker bench
-
       inranker bench my-ranker --backend onnx --precision int8 --out bench.json
     """
     from inranker.rank.bench import LATENCY_SIZES, cold_start, measure

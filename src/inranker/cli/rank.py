@@ -6,10 +6,11 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
+from inranker.cli.parameters import PATH, POSITIVE, SHARE
 from inranker.cli.progress import progress
 from inranker.errors import InputError
 
@@ -17,49 +18,66 @@ if TYPE_CHECKING:
     from inranker.rank.reranker import Reranker
     from inranker.types import Pair, Run
 
-ModelOption = Annotated[
-    str, typer.Option(help="A model folder, a name that `inranker models list` shows, or a Hugging Face Hub id.")
-]
-BackendOption = Annotated[str, typer.Option(help="onnx, torch, openvino, or auto: the fastest that is there.")]
-PrecisionOption = Annotated[str, typer.Option(help="fp32, int8, bf16, or auto: the fastest that passed its gate.")]
-ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads. [default: the cores this process may use]", show_default=False)
-]
+model_option = click.option(
+    "--model",
+    default="inranker-mini",
+    help="A model folder, a name that `inranker models list` shows, or a Hugging Face Hub id.",
+)
+backend_option = click.option(
+    "--backend", default="auto", help="onnx, torch, openvino, or auto: the fastest that is there."
+)
+precision_option = click.option(
+    "--precision", default="auto", help="fp32, int8, bf16, or auto: the fastest that passed its gate."
+)
+threads_option = click.option("--threads", type=POSITIVE, help="CPU threads. [default: the cores this process may use]")
 _SHARD_QUERIES = 16
 
 
+@click.command()
+@click.option("--query", "-q", required=True, help="What is searched for.")
+@click.option(
+    "--docs",
+    default="-",
+    metavar="FILE",
+    help="The documents: a file with one text a line, or JSON lines with fields (see --field); - is standard input.",
+)
+@model_option
+@click.option("--top-n", type=click.IntRange(min=0), help="Print only the best n.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
+@click.option(
+    "--field",
+    "fields",
+    multiple=True,
+    help="Field of a JSON document to score; repeat for more. [default: title, text]",
+)
+@click.option(
+    "--passages",
+    default="truncate",
+    help="A document that is too long: truncate it, or take the max of its windows.",
+)
+@backend_option
+@precision_option
+@threads_option
 def rank(
-    query: Annotated[str, typer.Option("--query", "-q", help="What is searched for.")],
-    docs: Annotated[
-        str,
-        typer.Option(
-            help="The documents: a file with one text a line, or JSON lines with fields (see --field); - is standard "
-            "input.",
-            metavar="FILE",
-        ),
-    ] = "-",
-    model: ModelOption = "inranker-mini",
-    top_n: Annotated[int | None, typer.Option(min=0, help="Print only the best n.", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
-    field: Annotated[
-        list[str] | None,
-        typer.Option(help="Field of a JSON document to score; repeat for more. [default: title, text]"),
-    ] = None,
-    passages: Annotated[
-        str, typer.Option(help="A document that is too long: truncate it, or take the max of its windows.")
-    ] = "truncate",
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "auto",
-    threads: ThreadsOption = None,
+    query: str,
+    docs: str,
+    model: str,
+    top_n: int | None,
+    as_json: bool,
+    fields: tuple[str, ...],
+    passages: str,
+    backend: str,
+    precision: str,
+    threads: int | None,
 ) -> None:
-    r"""Order documents by relevance to a query, best first.
+    """Order documents by relevance to a query, best first.
 
     Prints place in the input, probability of relevance, logit and text, separated by tabs.
 
+    \b
     Examples:
-
-      printf 'Bananas are yellow.\nParis is in France.\n' | inranker rank --query "capital of france"
-
+      printf 'Bananas are yellow.\\nParis is in France.\\n' |
+        inranker rank --query "capital of france"
       inranker rank -q "heart failure" --docs corpus.jsonl --top-n 10 --json
     """
     documents = _read_documents(docs)
@@ -67,10 +85,14 @@ def rank(
         from inranker.rank.reranker import Reranker
 
         ranker = Reranker.load(model, backend, precision=precision, threads=threads)
-    fields = field or ["title", "text"]
     with ranker, progress(len(documents), "rank"):
         results = ranker.rank(
-            query, documents, top_n, return_documents=True, fields=fields, passages=_passages(passages)
+            query,
+            documents,
+            top_n,
+            return_documents=True,
+            fields=fields or ("title", "text"),
+            passages=_passages(passages),
         )
     for result in results:
         if as_json:
@@ -80,31 +102,39 @@ def rank(
             print(f"{result.index}\t{result.score:.4f}\t{result.logit:.4f}\t{text}")
 
 
+@click.command()
+@click.option(
+    "--collection", required=True, metavar="DIR", help="Documents and queries: a BEIR folder, or ir_datasets:ID."
+)
+@click.option("--run", type=PATH, required=True, metavar="FILE", help="The first stage's run, in TREC's form.")
+@click.option("--out", type=PATH, required=True, metavar="FILE", help="The run to write.")
+@model_option
+@click.option("--split", default="test", help="Whose queries: those judged in qrels/SPLIT.tsv.")
+@click.option("--depth", type=POSITIVE, default=100, help="How many documents of a query are reranked.")
+@click.option("--fusion", type=SHARE, help="Write the sum of both rankings; this is the model's share.")
+@backend_option
+@precision_option
+@threads_option
 def rerank_run(
-    collection: Annotated[
-        str,
-        typer.Option(help="Documents and queries: a BEIR folder, or ir_datasets:ID.", metavar="DIR"),
-    ],
-    run: Annotated[Path, typer.Option(help="The first stage's run, in TREC's form.", metavar="FILE")],
-    out: Annotated[Path, typer.Option(help="The run to write.", metavar="FILE")],
-    model: ModelOption = "inranker-mini",
-    split: Annotated[str, typer.Option(help="Whose queries: those judged in qrels/SPLIT.tsv.")] = "test",
-    depth: Annotated[int, typer.Option(min=1, help="How many documents of a query are reranked.")] = 100,
-    fusion: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Write the sum of both rankings; this is the model's share."),
-    ] = None,
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "auto",
-    threads: ThreadsOption = None,
+    collection: str,
+    run: Path,
+    out: Path,
+    model: str,
+    split: str,
+    depth: int,
+    fusion: float | None,
+    backend: str,
+    precision: str,
+    threads: int | None,
 ) -> None:
     """Rerank a run: a TREC run in, a TREC run out.
 
     Work is kept beside the output while it lasts: started again after a kill, the command goes on where it was.
 
-    Examples:
-
-      inranker rerank-run --collection data/scifact --run bm25.trec --out reranked.trec
+    \b
+    Example:
+      inranker rerank-run --collection data/scifact --run bm25.trec \\
+        --out reranked.trec
     """
     from inranker.collection import read_collection
     from inranker.rank.reranker import Reranker

@@ -5,96 +5,112 @@ from __future__ import annotations
 import ipaddress
 import sys
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
+from inranker.cli.parameters import PATH, POSITIVE
+from inranker.cli.rank import model_option
 from inranker.errors import InputError, require
 
 
+@click.command()
+@model_option
+@click.option(
+    "--run",
+    type=PATH,
+    metavar="DIR",
+    help="The folder of a distillation: serves its student, searches its documents, and shows its teacher beside it on "
+    "the page.",
+)
+@click.option(
+    "--collection",
+    metavar="DIR",
+    help="What the page searches: a BEIR folder, ir_datasets:ID, a JSONL, CSV or Parquet file, or a folder of text "
+    "files. [default: the documentation of the running Python]",
+)
+@click.option("--language", default="en", help="The collection's language, for BM25.")
+@click.option("--page/--no-page", default=True, help="Serve the search page.")
+@click.option("--teacher/--no-teacher", default=True, help="With --run: load the teacher for the page.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on; the default is this machine alone.")
+@click.option(
+    "--port", type=click.IntRange(min=0, max=65535), default=8080, help="Port to listen on; 0: any that is free."
+)
+@click.option(
+    "--api-key",
+    envvar="INRANKER_API_KEY",
+    show_envvar=True,
+    help="Ask for this key (`Authorization: Bearer KEY`) wherever something is ranked or searched. Better given in the "
+    "environment, where other users of the machine do not see it.",
+)
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="A host name that requests may ask for, beside localhost and addresses; repeatable.",
+)
+@click.option(
+    "--cors-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="An origin whose pages may use this server from a browser; repeatable.",
+)
+@click.option(
+    "--workers",
+    type=POSITIVE,
+    default=1,
+    help="Processes that rank, each with the whole model; one that dies is replaced.",
+)
+@click.option("--backend", default="auto", help="onnx, torch, openvino, or auto.")
+@click.option("--precision", default="auto", help="fp32, int8, bf16, or auto.")
+@click.option("--threads", type=POSITIVE, help="CPU threads of each process. [default: all cores, shared out]")
+@click.option(
+    "--queue",
+    type=POSITIVE,
+    default=64,
+    help="Requests that may wait or be scored at a time; beyond them: 429.",
+)
+@click.option("--max-documents", type=POSITIVE, default=1000, help="Documents a request.")
+@click.option("--max-characters", type=POSITIVE, default=4_000_000, help="Characters a request, all texts together.")
+@click.option("--max-tokens", type=POSITIVE, default=1_000_000, help="Tokens a request, as the model reads them.")
+@click.option("--lenient", is_flag=True, help="Take Cohere requests with unknown fields, and any without a model.")
+@click.option("--log-requests/--no-log-requests", default=True, help="A line a request, without anybody's text.")
+@click.option("--log-text", is_flag=True, help="Put queries into those lines.")
 def serve(
-    model: Annotated[
-        str, typer.Option(help="A model folder, a name that `inranker models list` shows, or a Hugging Face Hub id.")
-    ] = "inranker-mini",
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            help="The folder of a distillation: serves its student, searches its documents, and shows its teacher "
-            "beside it on the page.",
-            metavar="DIR",
-        ),
-    ] = None,
-    collection: Annotated[
-        str | None,
-        typer.Option(
-            help="What the page searches: a BEIR folder, ir_datasets:ID, a JSONL, CSV or Parquet file, or a folder of "
-            "text files. [default: the documentation of the running Python]",
-            metavar="DIR",
-            show_default=False,
-        ),
-    ] = None,
-    language: Annotated[str, typer.Option(help="The collection's language, for BM25.")] = "en",
-    page: Annotated[bool, typer.Option("--page/--no-page", help="Serve the search page.")] = True,
-    teacher: Annotated[
-        bool, typer.Option("--teacher/--no-teacher", help="With --run: load the teacher for the page.")
-    ] = True,
-    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any that is free.")] = 8080,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            help="Ask for this key (`Authorization: Bearer KEY`) wherever something is ranked or searched. Better "
-            "given in the environment, where other users of the machine do not see it.",
-            envvar="INRANKER_API_KEY",
-            show_default=False,
-        ),
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A host name that requests may ask for, beside localhost and addresses; repeatable.", metavar="NAME"
-        ),
-    ] = None,
-    cors_origin: Annotated[
-        list[str] | None,
-        typer.Option(help="An origin whose pages may use this server from a browser; repeatable.", metavar="ORIGIN"),
-    ] = None,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Processes that rank, each with the whole model; one that dies is replaced.")
-    ] = 1,
-    backend: Annotated[str, typer.Option(help="onnx, torch, openvino, or auto.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, int8, bf16, or auto.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of each process. [default: all cores, shared out]")
-    ] = None,
-    queue: Annotated[
-        int, typer.Option(min=1, help="Requests that may wait or be scored at a time; beyond them: 429.")
-    ] = 64,
-    max_documents: Annotated[int, typer.Option(min=1, help="Documents a request.")] = 1000,
-    max_characters: Annotated[int, typer.Option(min=1, help="Characters a request, all texts together.")] = 4_000_000,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens a request, as the model reads them.")] = 1_000_000,
-    lenient: Annotated[
-        bool, typer.Option("--lenient", help="Take Cohere requests with unknown fields, and any without a model.")
-    ] = False,
-    log_requests: Annotated[
-        bool, typer.Option("--log-requests/--no-log-requests", help="A line a request, without anybody's text.")
-    ] = True,
-    log_text: Annotated[bool, typer.Option("--log-text", help="Put queries into those lines.")] = False,
+    model: str,
+    run: Path | None,
+    collection: str | None,
+    language: str,
+    page: bool,
+    teacher: bool,
+    host: str,
+    port: int,
+    api_key: str | None,
+    allow_host: tuple[str, ...],
+    cors_origin: tuple[str, ...],
+    workers: int,
+    backend: str,
+    precision: str,
+    threads: int | None,
+    queue: int,
+    max_documents: int,
+    max_characters: int,
+    max_tokens: int,
+    lenient: bool,
+    log_requests: bool,
+    log_text: bool,
 ) -> None:
     """Rank over HTTP as Cohere, Jina, TEI and vLLM do, with a page to search and compare.
 
     POST /v2/rerank is Cohere's, POST /v1/rerank Jina's, POST /rerank TEI's (`texts`) or Jina's (`documents`),
     POST /score vLLM's. GET /health, /info, /v1/models and /metrics tell how it is; /docs describes everything.
 
+    \b
     Examples:
-
       inranker serve
-
       inranker serve --model runs/mine/export --port 9000
-
       inranker serve --run runs/quickstart
-
-      INRANKER_API_KEY=secret inranker serve --host 0.0.0.0 --allow-host rank.example.org --workers 4
+      INRANKER_API_KEY=secret inranker serve --host 0.0.0.0 \\
+        --allow-host rank.example.org --workers 4
     """
     require("uvicorn", "serve")
     require("fastapi", "serve")
@@ -118,8 +134,8 @@ def serve(
         # Five bytes a character: escaped or Asian text rarely takes more, and the rest of the body is small.
         limits=Limits(max_documents, max_characters, max_tokens, body_bytes=5 * max_characters + 100_000),
         api_key=api_key,
-        host_names=tuple(allow_host or ()),
-        cors_origins=tuple(cors_origin or ()),
+        host_names=allow_host,
+        cors_origins=cors_origin,
         lenient=lenient,
         log_text=log_text,
         log_requests=log_requests,

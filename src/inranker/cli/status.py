@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
+from inranker.cli.parameters import PATH, argument
 from inranker.cli.progress import format_seconds
 from inranker.errors import InputError
 
 
-def status(
-    folder: Annotated[Path, typer.Argument(help="A run's folder, as given to --out.", metavar="DIR")],
-) -> None:
+@click.command()
+@argument("folder", type=PATH, metavar="DIR", help="A run's folder, as given to --out.")
+def status(folder: Path) -> None:
     """Say how far a run is: which stages are done, what they made, and whether their files are intact."""
     from inranker.pipeline import STAGES
     from inranker.recipe import parse_recipe
