@@ -1,4 +1,4 @@
-"""From what a model wrote to a query: first line, without labels and quotation marks."""
+"""From what a model wrote to a query: first line, without labels, quotation marks and repeated sentences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _NUMBER = re.compile(r"^(?:[-•*]|\(?\d{1,2}[.)])\s+")
 
 
 def clean(text: str) -> str:
-    """The query in a completion: its first line with text, labels, list marks and enclosing quotes taken off."""
+    """The query in a completion: its first line with text, labels, list marks and enclosing quotes taken off.
+
+    A small model that writes several sentences may go round in circles: it ends at the first that it has said already.
+    """
     lines = [" ".join(line.split()) for line in text.splitlines()]
     query = next((line for line in lines if line), "")
     before = None
@@ -30,4 +33,14 @@ def clean(text: str) -> str:
     # A quotation mark that opens the query and is never closed (the text was cut) encloses nothing.
     if query[:1] in ('"', "“") and not any(mark in query[1:] for mark in '"”'):
         query = query[1:].strip()
-    return query if any(c.isalnum() for c in query) else ""
+    return _until_repeated(query) if any(c.isalnum() for c in query) else ""
+
+
+def _until_repeated(text: str) -> str:
+    sentences: list[str] = []
+    for sentence in re.split(r"(?<=[.!?])\s+", text):
+        # The last one may have been cut short.
+        if any(known.startswith(sentence) for known in sentences):
+            break
+        sentences.append(sentence)
+    return " ".join(sentences)
