@@ -330,30 +330,38 @@ def cpu() -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Parse, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--exported", type=Path, required=True)
-    parser.add_argument("--corpus", type=Path, required=True)
+def run(
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace], None],
+    compare: Callable[[argparse.Namespace, list[str]], dict[str, Any]],
+) -> None:
+    """What the command line asks for: to be a worker, or the comparison, printed and written to a file."""
     parser.add_argument("--peers-python", type=Path, default=Path(sys.executable))
-    parser.add_argument("--work", type=Path, default=Path("build/cpu_engine"), help="what the engines export, and logs")
-    parser.add_argument("--queries", type=int, default=20)
-    parser.add_argument("--depth", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--short", action="store_true")
-    parser.add_argument("--engines", default=",".join((*OURS, *PEERS)))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         work(arguments)
         return
-    result = compare(arguments, sys.argv[1:])
-    text = json.dumps(result, indent=2)
+    text = json.dumps(compare(arguments, sys.argv[1:]), indent=2)
     print(text)
     if arguments.out:
         arguments.out.write_text(text + "\n")
+
+
+def main() -> None:
+    """Describe the command line, then do what it asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--exported", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("build/cpu_engine"), help="what the engines export, and logs")
+    parser.add_argument("--queries", type=int, default=20)
+    parser.add_argument("--depth", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--engines", default=",".join((*OURS, *PEERS)))
+    run(parser, work, compare)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cpu_engine import Worker, cpu, kendall, serve_lines
+from cpu_engine import Worker, cpu, kendall, run, serve_lines
 
 KINDS = ("int8", "fp32", "sentence-transformers")
 QUERY = "does the treatment increase survival of patients"
@@ -200,25 +200,15 @@ def ratios(models: list[str], seconds: dict[str, dict[int, list[list[float]]]]) 
 
 
 def main() -> None:
-    """Parse, compare, print."""
+    """Describe the command line, then do what it asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--models", default="inranker-mini,inranker-nano", help="names or folders, the slowest first")
     parser.add_argument("--documents", default="10,30,100", help="numbers of documents a call")
     parser.add_argument("--tokens", type=int, default=300, help="tokens a document")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peers-python", type=Path, default=Path(sys.executable))
     parser.add_argument("--work", type=Path, default=Path("build/cpu_latency"), help="exported folders, and logs")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        work(arguments)
-        return
-    text = json.dumps(compare(arguments, sys.argv[1:]), indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
+    run(parser, work, compare)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def test_commands_are_listed_in_the_order_in_which_people_meet_them():
         (["rank", "-q", "x", "--no-json"], "No such option"),
         (["rank", "-q", "x", "--modle", "y"], "--model"),
         (["evaluate", "--fusion", "1.5"], "1.5 is not in the range 0<=x<=1."),
+        (["evaluate", "--fusion", "nan"], "nan is not in the range 0<=x<=1."),
         (["models", "pull"], "Missing argument 'NAMES...'"),
         (["serve", "--port", "65536"], "65536 is not in the range 0<=x<=65535."),
     ],

@@ -79,7 +79,6 @@ def write(w: Work, worker: str) -> None:
 
 
 def whole_sentences(query: SyntheticQuery) -> SyntheticQuery:
-    """Its first sentences, each once: a small model begins to repeat itself, and the limit cuts the last one."""
+    """Its first sentences: a small model loses its way, and the limit cuts the last one."""
     sentences = re.findall(r"\S.*?[.!?]+(?=\s|$)", query.text)
-    whole = " ".join(list(dict.fromkeys(sentences))[:SENTENCES])
-    return replace(query, text=whole or query.text)
+    return replace(query, text=" ".join(sentences[:SENTENCES]) or query.text)

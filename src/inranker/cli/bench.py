@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from inranker.cli.parameters import PATH, POSITIVE, argument
+from inranker.cli.parameters import PATH, POSITIVE
 from inranker.cli.progress import progress
 from inranker.cli.rank import backend_option, precision_option, threads_option
 
 
 @click.command()
-@argument(
+@click.argument(
     "model",
     default="inranker-mini",
     help="A model folder, a name, or a Hugging Face Hub id. [default: inranker-mini]",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from inranker.cli.parameters import PATH, argument
+from inranker.cli.parameters import PATH
 from inranker.cli.progress import format_seconds, progress
 from inranker.errors import InputError, require
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from inranker.pipeline.plan import Estimate
     from inranker.recipe import Recipe
 
-recipe_argument = argument("recipe", help="A recipe file, or the name of one that ships.")
+recipe_argument = click.argument("recipe", help="A recipe file, or the name of one that ships.")
 out_option = click.option("--out", type=PATH, metavar="DIR", help="The run's folder. [default: runs/NAME]")
 set_option = click.option(
     "--set",
@@ -57,54 +57,31 @@ def distill(
     run_recipe(recipe, out, first, last, settings, dry_run)
 
 
-@click.command()
-@recipe_argument
-@out_option
-@set_option
-@dry_option
-def generate(recipe: str, out: Path | None, settings: tuple[str, ...], dry_run: bool) -> None:
-    """Let a language model write queries for the documents, and filter them."""
-    run_recipe(recipe, out, None, "generate", settings, dry_run)
+def _up_to(stage: str, help: str) -> click.Command:
+    """The command that runs a recipe up to one of its stages, by whose name it goes."""
+
+    @click.command(stage, help=help)
+    @recipe_argument
+    @out_option
+    @set_option
+    @dry_option
+    def command(recipe: str, out: Path | None, settings: tuple[str, ...], dry_run: bool) -> None:
+        run_recipe(recipe, out, None, stage, settings, dry_run)
+
+    return command
 
 
-@click.command()
-@recipe_argument
-@out_option
-@set_option
-@dry_option
-def retrieve(recipe: str, out: Path | None, settings: tuple[str, ...], dry_run: bool) -> None:
-    """Find candidates for the training queries: source documents, and negatives out of BM25's or your own run."""
-    run_recipe(recipe, out, None, "retrieve", settings, dry_run)
-
-
-@click.command()
-@recipe_argument
-@out_option
-@set_option
-@dry_option
-def label(recipe: str, out: Path | None, settings: tuple[str, ...], dry_run: bool) -> None:
-    """Let the teacher score every candidate; a pair that it has ever scored is not scored again."""
-    run_recipe(recipe, out, None, "label", settings, dry_run)
-
-
-@click.command()
-@recipe_argument
-@out_option
-@set_option
-@dry_option
-def train_teacher(recipe: str, out: Path | None, settings: tuple[str, ...], dry_run: bool) -> None:
-    """Fine-tune a teacher on judged queries, for when there is none: the table `train_teacher` of a recipe."""
-    run_recipe(recipe, out, None, "train-teacher", settings, dry_run)
-
-
-@click.command()
-@recipe_argument
-@out_option
-@set_option
-@dry_option
-def train(recipe: str, out: Path | None, settings: tuple[str, ...], dry_run: bool) -> None:
-    """Train the student through the recipe's phases."""
-    run_recipe(recipe, out, None, "train", settings, dry_run)
+generate = _up_to("generate", "Let a language model write queries for the documents, and filter them.")
+retrieve = _up_to(
+    "retrieve",
+    "Find candidates for the training queries: source documents, and negatives out of BM25's or your own run.",
+)
+label = _up_to("label", "Let the teacher score every candidate; a pair that it has ever scored is not scored again.")
+train_teacher = _up_to(
+    "train-teacher",
+    "Fine-tune a teacher on judged queries, for when there is none: the table `train_teacher` of a recipe.",
+)
+train = _up_to("train", "Train the student through the recipe's phases.")
 
 
 def run_recipe(

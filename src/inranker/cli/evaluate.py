@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from inranker.cli.distill import dry_option, run_recipe, set_option
-from inranker.cli.parameters import PATH, POSITIVE, SHARE, argument
+from inranker.cli.parameters import PATH, POSITIVE, SHARE
 from inranker.cli.progress import progress
 from inranker.errors import InputError
 
@@ -24,7 +24,7 @@ _SEED = 0
 
 
 @click.command()
-@argument("recipe", required=False, help="Run a recipe up to its evaluation; takes --out, --set and --dry-run.")
+@click.argument("recipe", required=False, help="Run a recipe up to its evaluation; takes --out, --set and --dry-run.")
 @click.option(
     "--collection",
     metavar="DIR",

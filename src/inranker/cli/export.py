@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from inranker.cli.parameters import PATH, argument
+from inranker.cli.parameters import PATH
 from inranker.cli.progress import progress
 from inranker.errors import InputError
 
 
 @click.command()
-@argument("model", help="A Hugging Face folder of a ranker, or a name.")
+@click.argument("model", help="A Hugging Face folder of a ranker, or a name.")
 @click.option("--out", type=PATH, metavar="DIR", help="Folder to write. [default: MODEL itself]")
 @click.option("--int8/--no-int8", default=True, help="Also try int8, behind the gate.")
 @click.option(

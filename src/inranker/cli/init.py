@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from inranker.cli.parameters import PATH, argument
+from inranker.cli.parameters import PATH
 from inranker.cli.progress import progress
 from inranker.errors import InputError
 
 
 @click.command()
-@argument(
+@click.argument(
     "documents",
     help="Your documents: a BEIR folder, ir_datasets:ID, a JSONL, CSV or Parquet file, or a folder of .txt and .md "
     "files.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from inranker.cli.parameters import CommandGroup, argument
+from inranker.cli.parameters import CommandGroup
 
 
 @click.group("models", cls=CommandGroup)
@@ -28,7 +28,7 @@ def list_models() -> None:
 
 
 @app.command()
-@argument("names", nargs=-1, required=True, help="Names from `inranker models list`, or Hugging Face Hub ids.")
+@click.argument("names", nargs=-1, required=True, help="Names from `inranker models list`, or Hugging Face Hub ids.")
 def pull(names: tuple[str, ...]) -> None:
     """Download models, unless they are here already, and check their hashes.
 
@@ -45,7 +45,7 @@ def pull(names: tuple[str, ...]) -> None:
 
 
 @app.command()
-@argument("names", nargs=-1, help="Names of models; none: all that are here.")
+@click.argument("names", nargs=-1, help="Names of models; none: all that are here.")
 def verify(names: tuple[str, ...]) -> None:
     """Hash the files of downloaded models and compare with what they must be."""
     from inranker import models

@@ -1,26 +1,27 @@
-"""What the commands share beyond click: types of options, arguments with a help text, groups in a meant order."""
+"""What the commands share beyond click: types of options, groups in a meant order."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+import math
 from pathlib import Path
 from typing import Any
 
 import click
 
+
+class _Share(click.FloatRange):
+    """From 0 to 1; click compares, and nothing compares with a NaN."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or click's complaint."""
+        if math.isnan(number := super().convert(value, param, ctx)):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
-SHARE = click.FloatRange(min=0, max=1)
-
-_ARGUMENTS_TAKE_HELP = "help" in inspect.signature(click.Argument).parameters
-
-
-def argument(name: str, *, help: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`click.argument` with a help text; click before 8.5 has no place for one and goes without."""
-    if _ARGUMENTS_TAKE_HELP:
-        settings["help"] = help
-    return click.argument(name, **settings)
+SHARE = _Share(min=0, max=1)
 
 
 class CommandGroup(click.Group):

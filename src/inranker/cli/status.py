@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from inranker.cli.parameters import PATH, argument
+from inranker.cli.parameters import PATH
 from inranker.cli.progress import format_seconds
 from inranker.errors import InputError
 
 
 @click.command()
-@argument("folder", type=PATH, metavar="DIR", help="A run's folder, as given to --out.")
+@click.argument("folder", type=PATH, metavar="DIR", help="A run's folder, as given to --out.")
 def status(folder: Path) -> None:
     """Say how far a run is: which stages are done, what they made, and whether their files are intact."""
     from inranker.pipeline import STAGES
