@@ -23,12 +23,14 @@ test: $(VENV)/.installed-tests
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 check: $(VENV)/.installed-tests
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks hatch_build.py
+	$(BIN)/ruff format --check src tests benchmarks hatch_build.py
 	$(BIN)/mypy
 
 # torch comes first and on its own: whoever sets TORCH gets that build, and nothing after it asks for another.
-$(VENV)/.installed: constraints.txt pyproject.toml
+NATIVE := hatch_build.py $(wildcard src/inranker/rank/native/*.h src/inranker/rank/native/*.cpp)
+
+$(VENV)/.installed: constraints.txt pyproject.toml $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; make PYTHON=...")'
 	@echo "Installing into $(VENV): about 0.3 GB to download, and torch: 0.2 GB in a CPU build, about 2.5 GB in Linux's"
 	@echo "default build with CUDA (another build: make TORCH=\"torch==2.13.0 --index-url URL\")."

@@ -1,8 +1,8 @@
-"""Batches bounded by tokens: pairs of similar length go together, which saves padding and bounds the memory."""
+"""Batches bounded by tokens, which bounds the memory; padded ones hold pairs of similar length."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,3 +31,18 @@ def plan_batches(
         batches.append(order[start : start + size])
         start += size
     return batches
+
+
+def cut_by_tokens(lengths: NDArray[np.integer], max_tokens: int) -> Iterator[NDArray[np.int64]]:
+    """Indices in batches of at most `max_tokens` tokens end to end, unpadded, longest items first.
+
+    An item longer than that gets a batch of its own.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    start = 0
+    while start < len(order):
+        before = ends[start - 1] if start else 0
+        stop = max(int(np.searchsorted(ends, before + max_tokens, side="right")), start + 1)
+        yield order[start:stop]
+        start = stop

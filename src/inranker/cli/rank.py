@@ -24,7 +24,7 @@ model_option = click.option(
     help="A model folder, a name that `inranker models list` shows, or a Hugging Face Hub id.",
 )
 backend_option = click.option(
-    "--backend", default="auto", help="onnx, torch, openvino, or auto: the fastest that is there."
+    "--backend", default="auto", help="native, onnx, torch, openvino, or auto: the fastest that is there."
 )
 precision_option = click.option(
     "--precision", default="auto", help="fp32, int8, bf16, or auto: the fastest that passed its gate."

@@ -60,7 +60,7 @@ from inranker.errors import InputError, require
     default=1,
     help="Processes that rank, each with the whole model; one that dies is replaced.",
 )
-@click.option("--backend", default="auto", help="onnx, torch, openvino, or auto.")
+@click.option("--backend", default="auto", help="native, onnx, torch, openvino, or auto.")
 @click.option("--precision", default="auto", help="fp32, int8, bf16, or auto.")
 @click.option("--threads", type=POSITIVE, help="CPU threads of each process. [default: all cores, shared out]")
 @click.option(

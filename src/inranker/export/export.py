@@ -16,7 +16,8 @@ from inranker.export.graph import Array, save_model
 from inranker.export.int8 import quantize
 from inranker.rank.folder import ModelFolder
 from inranker.rank.machine import cpu_info
-from inranker.rank.onnx_backend import FILES, OnnxBackend
+from inranker.rank.onnx_backend import OnnxBackend
+from inranker.rank.onnx_file import FILES
 from inranker.rank.reranker import Reranker
 from inranker.store import versions, write_json
 
@@ -69,7 +70,7 @@ def export_model(
         "versions": versions(),
     }
     small = None
-    for kind, small in _quantized(source, opset) if int8 else ():
+    for kind, small in quantized_graphs(source, opset) if int8 else ():
         gate = measure_gate([q for q, _ in checked], fp32, _scores(source, small, checked), gains if pairs else None)
         report["int8"] = {"file": FILES["int8"], "kind": kind, **gate.report()}
         if not gate.refused:
@@ -101,7 +102,7 @@ def build_graph(folder: ModelFolder, opset: int) -> Any:
     return bert_graph(_read_weights(folder), folder.config, opset)
 
 
-def _quantized(folder: ModelFolder, opset: int) -> Iterator[tuple[str, Any]]:
+def quantized_graphs(folder: ModelFolder, opset: int) -> Iterator[tuple[str, Any]]:
     """The kinds of int8 to try, smallest first."""
     if folder.settings.architecture == "t5":
         from inranker.export.t5 import Rowwise, t5_graph

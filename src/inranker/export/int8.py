@@ -24,7 +24,7 @@ import numpy as np
 
 from inranker.errors import require
 from inranker.export.graph import MICROSOFT, Array
-from inranker.rank.onnx_backend import FITS_INT16
+from inranker.rank.onnx_file import FITS_INT16
 
 BLOCK = 64
 

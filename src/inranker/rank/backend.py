@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inranker.errors import ModelError
-from inranker.rank.choose import choose_backend
 from inranker.rank.folder import ModelFolder, Sequences
 from inranker.rank.work import Work
 from inranker.sequence import TokenSequence
@@ -40,7 +39,7 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS = ("onnx", "torch", "openvino")
+BACKENDS = ("native", "onnx", "torch", "openvino")
 PRECISIONS = ("auto", "fp32", "int8", "bf16")
 
 
@@ -60,7 +59,13 @@ def load_backend(
         MissingExtra: the back-end's package is not installed.
     """
     if backend == "auto":
+        from inranker.rank.choose import choose_backend
+
         backend = choose_backend(folder, precision, device, threads)
+    if backend == "native":
+        from inranker.rank.native_backend import NativeBackend
+
+        return NativeBackend(folder, precision, threads=threads)
     if backend == "onnx":
         from inranker.rank.onnx_backend import OnnxBackend
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from inranker.errors import InRankerError
 from inranker.rank.folder import ModelFolder
 from inranker.rank.machine import available_threads, cpu_info
+from inranker.rank.native_backend import why_not
+from inranker.rank.onnx_file import FILES
 from inranker.store import file_fingerprint, fingerprint, read_json, write_json
 
 _TRIAL = [("which of the two is faster on this machine", "a document of the usual length " * n) for n in (40, 30, 5, 1)]
@@ -22,18 +24,19 @@ _TOLERANCE = 0.2
 
 
 def choose_backend(folder: ModelFolder, precision: str, device: str | None, threads: int | None) -> str:
-    """The back-end to load: torch on a GPU that was asked for or where nothing is exported, else onnx or openvino.
+    """The back-end to load.
 
-    OpenVINO is tried only where it is installed and fp32 or bf16 is wanted or int8 is not there; the faster in a trial
-    of a second is remembered in the user's cache, for this model, machine and version.
+    Torch on a GPU that was asked for or where nothing is exported; native where it runs and int8 is not ruled out; else
+    onnx, or openvino where it is installed and fp32 or bf16 is wanted or int8 is not there. The faster of these two in
+    a trial of a second is remembered in the user's cache, for this model, machine and version.
     """
-    from inranker.rank.onnx_backend import FILES
-
     exported = [name for name in FILES if folder.has(FILES[name])]
     if not exported or (device is not None and device != "cpu"):
         return "torch"
     if precision == "bf16":
         return "openvino" if importlib.util.find_spec("openvino") else "torch"
+    if precision in ("auto", "int8") and why_not(folder) is None:
+        return "native"
     if precision == "int8" or "fp32" not in exported or not importlib.util.find_spec("openvino"):
         return "onnx"
     return _faster(folder, precision, threads or available_threads())

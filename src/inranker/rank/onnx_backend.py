@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +12,9 @@ from inranker.errors import ModelError
 from inranker.rank.backend import to_margins
 from inranker.rank.folder import ModelFolder
 from inranker.rank.machine import has_int8_dot
+from inranker.rank.onnx_file import FILES, check_outside_weights, fits_int16
 from inranker.rank.pairwise import PairwiseBackend
 from inranker.store import read_json
-
-# A graph's metadata has this name where its int8 products cannot saturate on any processor.
-FITS_INT16 = "inranker.fits_int16"
-FILES = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
 
 
 class OnnxBackend(PairwiseBackend):
@@ -65,30 +60,6 @@ def _model_file(folder: ModelFolder, precision: str) -> Path:
     return path
 
 
-_METADATA = 1024  # bytes at a file's end that hold the metadata
-# The protobuf entry {"location": name} of a tensor whose values are in another file.
-_LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)
-
-
-def check_outside_weights(folder: ModelFolder, path: Path) -> None:
-    """Refuse a graph that names weight files outside its folder; new versions of ONNX Runtime do so, too."""
-    data = path.read_bytes()
-    for match in _LOCATION.finditer(data):
-        name = data[match.end() : match.end() + match[1][0]].decode(errors="replace")
-        if not name or Path(name).name != name:
-            raise ModelError(f"{path}: takes weights from {name!r}, which may be outside the model folder; refused")
-        folder.file(str(path.parent.relative_to(folder.path) / name))
-
-
-def _fits_int16(source: str | bytes) -> bool:
-    """Whether a graph's metadata says so; they are its last field."""
-    if isinstance(source, bytes):
-        return FITS_INT16.encode() in source[-_METADATA:]
-    with Path(source).open("rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - _METADATA, 0))
-        return FITS_INT16.encode() in file.read()
-
-
 def _open_session(source: str | bytes, path: Path, ours: bool) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -96,7 +67,7 @@ def _open_session(source: str | bytes, path: Path, ours: bool) -> ort.InferenceS
     options.log_severity_level = 4
     # Lengths vary, so a plan of the memory would be made anew for each.
     options.enable_mem_pattern = False
-    exact = has_int8_dot() or _fits_int16(source)
+    exact = has_int8_dot() or fits_int16(source)
     if ours:
         # The graphs written here are faster without the session's own fusions; foreign ones need them.
         level = ort.GraphOptimizationLevel

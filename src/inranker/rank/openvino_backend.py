@@ -12,7 +12,7 @@ from inranker.errors import ModelError, require
 from inranker.rank.backend import to_margins
 from inranker.rank.folder import ModelFolder
 from inranker.rank.machine import has_fast_bf16
-from inranker.rank.onnx_backend import FILES, check_outside_weights
+from inranker.rank.onnx_file import FILES, check_outside_weights
 from inranker.rank.pairwise import PairwiseBackend
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}

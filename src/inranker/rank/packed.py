@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from inranker.batching import cut_by_tokens
 from inranker.rank.work import Ints, Work
 from inranker.sequence import EncoderSequences, TokenSequence
 
@@ -100,7 +101,7 @@ def packed_sequences(
 ) -> Iterator[tuple[Ints, Packed]]:
     """Batches of at most `tokens` tokens of sequences that were written out on the host."""
     lengths = np.array([len(s.input_ids) for s in sequences], dtype=np.int64)
-    for places in _cut(lengths, tokens):
+    for places in cut_by_tokens(lengths, tokens):
         chosen = [sequences[i] for i in places]
         starts = np.cumsum([0, *lengths[places]])
         yield (
@@ -113,18 +114,6 @@ def packed_sequences(
                 int(lengths[places].max()),
             ),
         )
-
-
-def _cut(lengths: Ints, tokens: int) -> Iterator[Ints]:
-    """Places in batches of at most `tokens` tokens, longest first."""
-    order = np.argsort(-lengths, kind="stable")
-    ends = np.cumsum(lengths[order])
-    start = 0
-    while start < len(order):
-        before = ends[start - 1] if start else 0
-        stop = max(int(np.searchsorted(ends, before + tokens, side="right")), start + 1)
-        yield order[start:stop]
-        start = stop
 
 
 def _on(device: torch.device, array: Any) -> Tensor:
@@ -154,7 +143,7 @@ class Packer:
 
     def batches(self, tokens: int) -> Iterator[tuple[Ints, Packed]]:
         """Batches of at most `tokens` tokens with the places of their sequences, longest first."""
-        for places in _cut(self.lengths, tokens):
+        for places in cut_by_tokens(self.lengths, tokens):
             yield places, self.pack(places)
 
     def pack(self, places: Ints) -> Packed:

@@ -45,7 +45,7 @@ class Reranker:
 
         Args:
             name_or_path: a model folder, a name that `inranker models` lists, or a Hugging Face Hub id.
-            backend: `onnx`, `torch`, `openvino`, or `auto`.
+            backend: `native`, `onnx`, `torch`, `openvino`, or `auto`.
             precision: `fp32`, `int8`, `bf16`, or `auto` (the fastest that passed its gate).
             threads: CPU threads; None: the cores that this process may use.
             device: torch only: `cuda`, `cuda:1`, `cpu`; None: a GPU where there is one.
