@@ -8,8 +8,9 @@ these, attention is in bf16.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from inranker.rank.folder import ModelFolder, Sequences
 from inranker.rank.machine import available_threads
 from inranker.rank.native_model import ACTIVATIONS, NativeModel, available_instructions, library
 from inranker.rank.onnx_file import FILES, fits_int16, read_weights
+from inranker.rank.pairwise import share_out
 from inranker.rank.work import Work
 from inranker.sequence import TokenSequence
 
@@ -34,6 +36,10 @@ def why_not(folder: ModelFolder) -> str | None:
     Raises:
         ModelError: the int8 graph is damaged.
     """
+    return _why_not_configured(folder) or _why_not_weights(folder, read_weights(folder.file(FILES["int8"])))
+
+
+def _why_not_configured(folder: ModelFolder) -> str | None:
     if not available_instructions():
         return "nothing was compiled for this processor"
     if not folder.has(FILES["int8"]) or not fits_int16(folder.file(FILES["int8"])):
@@ -47,8 +53,12 @@ def why_not(folder: ModelFolder) -> str | None:
             return "sizes are not multiples of 64, or heads not of size 32 or 64"
     except (KeyError, TypeError):
         return "its configuration lacks a size"
-    inputs = [f"bert.encoder.layer.{i}.intermediate.dense.weight.int8" for i in range(config["num_hidden_layers"] - 1)]
-    weights = read_weights(folder.file(FILES["int8"]))
+    return None
+
+
+def _why_not_weights(folder: ModelFolder, weights: Mapping[str, NDArray[Any]]) -> str | None:
+    layers = range(folder.config["num_hidden_layers"] - 1)
+    inputs = [f"bert.encoder.layer.{i}.intermediate.dense.weight.int8" for i in layers]
     if any(name in weights and weights[name].ndim != 2 for name in inputs):
         return "some of its products are in fp32"
     return None
@@ -73,16 +83,20 @@ class NativeBackend:
         """`instructions`: of `available_instructions()`; None: the fastest of them."""
         if precision not in ("auto", "int8"):
             raise ModelError(f"the native back-end has no precision {precision!r}; known: auto, int8")
-        reason = why_not(folder)
+        path = folder.path / FILES["int8"]
+        weights: dict[str, NDArray[Any]] = {}
+        reason = _why_not_configured(folder)
+        if not reason:
+            weights = read_weights(path)
+            reason = _why_not_weights(folder, weights)
         if reason:
             raise ModelError(f"{folder.path}: the native back-end does not run it: {reason}")
         self.instructions = instructions or available_instructions()[0]
         code = library(self.instructions)
         if code is None:
             raise ModelError(f"no compiled code for {self.instructions} here; there is: {available_instructions()}")
-        path = folder.file(FILES["int8"])
         try:
-            self._model = NativeModel(read_weights(path), folder.config)
+            self._model = NativeModel(weights, folder.config)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{path}: not what its configuration says: {error}") from None
         self._run = code.inranker_bert_run
@@ -95,14 +109,11 @@ class NativeBackend:
         """See `Backend`."""
         result = np.empty(len(sequences), dtype=np.float32)
         lengths = np.array([len(s.input_ids) for s in sequences], dtype=np.int64)
-        runs = iter(list(cut_by_tokens(lengths, _RUN_TOKENS)))
 
-        def work() -> None:
-            for places in runs:  # the workers share one iterator: `next` on it is atomic
-                result[places] = self._margins([sequences[i] for i in places])
+        def run(places: NDArray[np.int64]) -> None:
+            result[places] = self._margins([sequences[i] for i in places])
 
-        for worker in [self._pool.submit(work) for _ in range(self.threads)]:
-            worker.result()
+        share_out(self._pool, self.threads, list(cut_by_tokens(lengths, _RUN_TOKENS)), run)
         return result
 
     def margins_of(self, work: Work, builder: Sequences) -> NDArray[np.float32]:

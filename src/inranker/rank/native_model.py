@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -97,60 +97,54 @@ class NativeModel:
         self.size, self.inner = config["hidden_size"], config["intermediate_size"]
         self.heads, count = config["num_attention_heads"], config["num_hidden_layers"]
         self.layers = (_Layer * (count - 1))(*(self._layer(f"bert.encoder.layer.{i}") for i in range(count - 1)))
-        base, groups = "bert.embeddings", self.size // 64
+        base = "bert.embeddings"
         words = f"{base}.word_embeddings.weight"
         self.vocabulary = len(weights[f"{words}.int8"])
+        codes, scale = self._grouped(words, (self.vocabulary, self.size // 64, 64), axis=2)
         types, positions = (self._table(f"{base}.{kind}_embeddings.weight") for kind in ("token_type", "position"))
         self.types, self.positions = len(types), len(positions)
-        labels = weights["classifier.bias"].size
-        self.labels = labels
+        self.labels = weights["classifier.bias"].size
         self.struct = _Bert(
             self.size,
             self.size // self.heads,
             self.inner,
             count,
             ACTIVATIONS[config["hidden_act"]],
-            labels,
+            self.labels,
             config["layer_norm_eps"],
-            self._keep(self._take(f"{words}.int8", self.vocabulary, groups, 64), np.int8),
-            self._keep(self._take(f"{words}.scale", self.vocabulary, groups, 1)),
+            self._keep(codes, np.int8),
+            self._keep(scale),
             self._keep(types),
             self._keep(positions),
             self._norm(f"{base}.LayerNorm"),
             self.layers,
             self._last_layer(f"bert.encoder.layer.{count - 1}"),
             self._kept("bert.pooler.dense", self.size, self.size),
-            self._keep(self._classifier(labels)),
+            self._keep(self._classifier()),
             self._keep(weights["classifier.bias"]),
         )
+        del self.weights  # views of the whole file: what C needs of it was copied
 
     def _layer(self, base: str) -> _Layer:
         attention = f"{base}.attention"
-        none = np.zeros(self.size, np.float32)
-        return _Layer(
-            self._by_head(attention, [self._take(f"{attention}.self.query.bias", self.size), none, none]),
-            self._dense(f"{attention}.output.dense", self.size, self.size),
-            self._dense(f"{base}.intermediate.dense", self.size, self.inner),
-            self._dense(f"{base}.output.dense", self.inner, self.size),
-            self._norm(f"{attention}.output.LayerNorm"),
-            self._norm(f"{base}.output.LayerNorm"),
-        )
+        query = self._take(f"{attention}.self.query.bias", self.size)
+        return _Layer(self._by_head(attention, query), *self._behind_attention(base, self._dense))
 
     def _last_layer(self, base: str) -> _LastLayer:
         attention = f"{base}.attention"
-        none = np.zeros(self.size, np.float32)
-        return _LastLayer(
-            self._by_head(attention, [none, none]),
-            self._kept(f"{attention}.self.query", self.size, self.size),
-            self._kept(f"{attention}.output.dense", self.size, self.size),
-            self._kept(f"{base}.intermediate.dense", self.size, self.inner),
-            self._kept(f"{base}.output.dense", self.inner, self.size),
-            self._norm(f"{attention}.output.LayerNorm"),
-            self._norm(f"{base}.output.LayerNorm"),
-        )
+        query = self._kept(f"{attention}.self.query", self.size, self.size)
+        return _LastLayer(self._by_head(attention), query, *self._behind_attention(base, self._kept))
 
-    def _by_head(self, attention: str, biases: Sequence[Floats]) -> _Weight:
-        """(Queries,) keys and values as one product, a head's columns side by side."""
+    def _behind_attention(self, base: str, weight: Callable[[str, int, int], ctypes.Structure]) -> Iterator[Any]:
+        yield weight(f"{base}.attention.output.dense", self.size, self.size)
+        yield weight(f"{base}.intermediate.dense", self.size, self.inner)
+        yield weight(f"{base}.output.dense", self.inner, self.size)
+        yield self._norm(f"{base}.attention.output.LayerNorm")
+        yield self._norm(f"{base}.output.LayerNorm")
+
+    def _by_head(self, attention: str, *query_bias: Floats) -> _Weight:
+        """Keys and values, and queries where their bias is given, as one product, a head's columns side by side."""
+        biases = [*query_bias, *[np.zeros(self.size, np.float32)] * 2]
         names = [f"{attention}.self.{name}" for name in ("query", "key", "value")][-len(biases) :]
         parts = [self._int8(name, self.size, self.size) for name in names]
 
@@ -177,21 +171,23 @@ class NativeModel:
         return _Norm(*(self._keep(self._take(f"{base}.{part}", self.size)) for part in ("weight", "bias")))
 
     def _table(self, name: str) -> Floats:
-        rows, groups = len(self.weights[f"{name}.int8"]), self.size // 64
-        codes, scale = self._take(f"{name}.int8", rows, groups, 64), self._take(f"{name}.scale", rows, groups, 1)
-        return (codes * scale.astype(np.float32)).reshape(rows, self.size)
+        rows = len(self.weights[f"{name}.int8"])
+        codes, scale = self._grouped(name, (rows, self.size // 64, 64), axis=2)
+        return (codes * scale).reshape(rows, self.size)
 
     def _kept(self, base: str, rows: int, columns: int) -> _KeptWeight:
-        codes = self._take(f"{base}.weight.int8", rows // 64, 64, columns)
-        scale = self._take(f"{base}.weight.scale", rows // 64, 1, columns)
+        codes, scale = self._grouped(f"{base}.weight", (rows // 64, 64, columns), axis=1)
         bias = self._take(f"{base}.bias", columns)
         return _KeptWeight(self._keep(codes, np.int8), self._keep(scale), self._keep(bias), rows, columns)
 
-    def _classifier(self, labels: int) -> Floats:
-        groups = self.size // 64
-        codes = self._take("classifier.weight.int8", groups, 64, labels)
-        scale = self._take("classifier.weight.scale", groups, 1, labels)
-        return (codes * scale.astype(np.float32)).reshape(self.size, labels).T
+    def _classifier(self) -> Floats:
+        codes, scale = self._grouped("classifier.weight", (self.size // 64, 64, self.labels), axis=1)
+        return (codes * scale).reshape(self.size, self.labels).T
+
+    def _grouped(self, name: str, shape: tuple[int, int, int], axis: int) -> tuple[NDArray[np.int8], Floats]:
+        """Codes of a shape, and their scales, one for all that lies along an axis."""
+        scales = [1 if i == axis else n for i, n in enumerate(shape)]
+        return self._take(f"{name}.int8", *shape), self._take(f"{name}.scale", *scales).astype(np.float32)
 
     def _take(self, name: str, *shape: int) -> NDArray[Any]:
         found = self.weights[name]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,20 @@ from inranker.rank.folder import Sequences
 from inranker.rank.machine import available_threads
 from inranker.rank.work import Work
 from inranker.sequence import TokenSequence
+
+T = TypeVar("T")
+
+
+def share_out(pool: ThreadPoolExecutor, threads: int, jobs: Sequence[T], do: Callable[[T], None]) -> None:
+    """Do all jobs, the first first; an idle thread takes the next one."""
+    waiting = iter(jobs)
+
+    def work() -> None:
+        for job in waiting:  # the workers share one iterator: `next` on it is atomic
+            do(job)
+
+    for worker in [pool.submit(work) for _ in range(min(threads, len(jobs)))]:
+        worker.result()
 
 
 class PairwiseBackend(ABC):
@@ -38,16 +53,13 @@ class PairwiseBackend(ABC):
     def margins(self, sequences: Sequence[TokenSequence]) -> NDArray[np.float32]:
         """See `Backend`."""
         result = np.empty(len(sequences), dtype=np.float32)
-        # Longest first, so that the threads end together. The workers share one iterator: `next` on it is atomic.
-        places = iter(sorted(range(len(sequences)), key=lambda i: -len(sequences[i].input_ids)))
+        # Longest first, so that the threads end together.
+        places = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].input_ids))
 
-        def work() -> None:
-            for place in places:
-                result[place] = self.run(self._feed(sequences[place]))
+        def run(place: int) -> None:
+            result[place] = self.run(self._feed(sequences[place]))
 
-        workers = [self._pool.submit(work) for _ in range(min(self.threads, len(sequences)))]
-        for worker in workers:
-            worker.result()
+        share_out(self._pool, self.threads, places, run)
         return result
 
     def margins_of(self, work: Work, builder: Sequences) -> NDArray[np.float32]:

@@ -3,25 +3,29 @@
 
 #include "product.h"
 
-// Space for the values of one head: `need` floats for a sequence of so many tokens.
-struct AttentionSpace {
-    static size_t need(int tokens, int size) { return (size_t)(up(tokens, 64)) * (2 * size + 64); }
-};
+// Floats of space for one head of a sequence of so many tokens.
+static inline size_t attention_space(int tokens, int size) { return (size_t)up(tokens, 64) * (2 * size + 64); }
+
+// The largest score of a row; what stands behind the tokens, up to `wide`, becomes a score that gives no share.
+static inline float top_score(float* scores, int tokens, int wide) {
+    for (int i = tokens; i < wide; i++) scores[i] = -INFINITY;
+    Vec most = all(-INFINITY);
+    for (int i = 0; i < wide; i += W) most = larger(most, at(scores + i));
+    return largest(most);
+}
 
 // One query, in fp32: the last layer has no more. `scores` has room for all tokens.
 static void attend_one(const float* q, const float* k, const float* v, int stride, int tokens, int size, float* out,
                        float* scores) {
     const float factor = LOG2_E / std::sqrt((float)size);
-    float most = -INFINITY;
     for (int j = 0; j < tokens; j++) {
         Vec s{};
         for (int i = 0; i < size; i += W) s += at(q + i) * at(k + (size_t)j * stride + i);
         scores[j] = sum(s) * factor;
-        most = scores[j] > most ? scores[j] : most;
     }
-    for (int j = tokens; j < up(tokens, W); j++) scores[j] = -INFINITY;
+    const float top = top_score(scores, tokens, up(tokens, W));
     Vec total{};
-    for (int j = 0; j < tokens; j += W) total += at(scores + j) = exp2(at(scores + j) - most);
+    for (int j = 0; j < tokens; j += W) total += at(scores + j) = exp2(at(scores + j) - top);
     const float inverse = 1.f / sum(total);
     for (int i = 0; i < size; i += W) {
         Vec mixed{};
@@ -32,17 +36,18 @@ static void attend_one(const float* q, const float* k, const float* v, int strid
 
 #if defined(__AMX_BF16__)
 
-// In bf16 with sums in fp32, 16 queries at a time. `space` holds keys as [tokens / 16][size / 2][16][2], values as
-// [tokens / 32][size / 16][16][16][2] (the layout that tiles multiply), scores and their exponentials.
+// 16 pairs of floats as bf16, the lower in the lower half.
 static inline __m512i bf16_pair(__m512 low, __m512 high) {
     return _mm512_or_si512(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(low)),
                            _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high)), 16));
 }
 
+// In bf16 with sums in fp32, 16 queries at a time. `space` holds keys as [tokens / 16][size / 2][16][2], values as
+// [tokens / 32][size / 16][16][16][2] (the layout that tiles multiply), scores and their exponentials.
 static void attend(const float* q, const float* k, const float* v, int stride, int tokens, int size, float* out,
                    int out_stride, float* space) {
     const int wide = up(tokens, 32);
-    auto* keys = reinterpret_cast<uint32_t*>(space);   // of two bf16 each
+    auto* keys = reinterpret_cast<uint32_t*>(space);  // of two bf16 each
     auto* values = keys + wide * size / 2;
     auto* scores = reinterpret_cast<float*>(values + wide * size / 2);  // [16][wide]
     auto* shares = reinterpret_cast<uint16_t*>(scores + 16 * wide);     // [16][wide]
@@ -94,10 +99,7 @@ static void attend(const float* q, const float* k, const float* v, int stride, i
         float inverse[16];
         for (int j = 0; j < rows; j++) {
             float* mine = scores + j * wide;
-            for (int i = tokens; i < wide; i++) mine[i] = -INFINITY;
-            Vec most = all(-INFINITY);
-            for (int i = 0; i < wide; i += W) most = larger(most, at(mine + i));
-            const float top = largest(most);
+            const float top = top_score(mine, tokens, wide);
             Vec total{};
             for (int i = 0; i < wide; i += 32) {
                 Vec a = exp2(at(mine + i) - top), b = exp2(at(mine + i + 16) - top);
@@ -170,10 +172,7 @@ static void attend(const float* q, const float* k, const float* v, int stride, i
         float inverse[QUERIES];
         for (int j = 0; j < rows; j++) {
             float* mine = scores + (size_t)j * wide;
-            for (int i = tokens; i < wide; i++) mine[i] = -INFINITY;
-            Vec most = all(-INFINITY);
-            for (int i = 0; i < wide; i += W) most = larger(most, at(mine + i));
-            const float top = largest(most);
+            const float top = top_score(mine, tokens, wide);
             Vec total{};
             for (int i = 0; i < wide; i += W) total += at(mine + i) = exp2(at(mine + i) - top);
             inverse[j] = 1.f / sum(total);

@@ -80,7 +80,7 @@ class Run {
         int longest = 0;
         for (int s = 0; s < sequences; s++) longest = std::max(longest, starts[s + 1] - starts[s]);
         const size_t all = up(rows, ROWS), part = std::max(BLOCK, up(sequences, ROWS));
-        const size_t head = 3 * m.head_size, attention = AttentionSpace::need(longest, m.head_size);
+        const size_t head = 3 * m.head_size, attention = attention_space(longest, m.head_size);
         space.reserve(all * (2 * m.size + m.size / 4 + 1 + head) + part * (m.inner_size * 5 / 4 + m.size * 9 / 4 + 1) +
                       attention + 64 * 16);
         x = space.take(all * m.size);
@@ -92,7 +92,7 @@ class Run {
         block = space.take(part * m.size);
         part_codes = space.take_bytes(part * std::max(m.size, m.inner_size));
         part_scales = space.take(part);
-        attention_space = space.take(attention);
+        head_space = space.take(attention);
     }
 
     void logits(const int32_t* ids, const int32_t* types, float* out) {
@@ -141,7 +141,7 @@ class Run {
             for (int s = 0; s < sequences; s++) {
                 const float* q = head_values + (size_t)starts[s] * stride;
                 attend(q, q + d, q + 2 * d, stride, starts[s + 1] - starts[s], d,
-                       context + (size_t)starts[s] * m.size + h * d, m.size, attention_space);
+                       context + (size_t)starts[s] * m.size + h * d, m.size, head_space);
             }
         }
     }
@@ -194,7 +194,7 @@ class Run {
             for (int s = 0; s < sequences; s++) {
                 const size_t mine = (size_t)s * m.size + h * d;
                 const float* k = head_values + (size_t)starts[s] * stride;
-                attend_one(block + mine, k, k + d, stride, starts[s + 1] - starts[s], d, context + mine, attention_space);
+                attend_one(block + mine, k, k + d, stride, starts[s + 1] - starts[s], d, context + mine, head_space);
             }
         }
         kept_product(context, sequences, layer.out, block);
@@ -221,7 +221,7 @@ class Run {
     const Bert& m;
     const int32_t* starts;
     const int sequences, rows;
-    float *x, *context, *scales, *head_values, *inner, *block, *part_scales, *attention_space;
+    float *x, *context, *scales, *head_values, *inner, *block, *part_scales, *head_space;
     uint8_t *codes, *part_codes;
 };
 

@@ -17,14 +17,9 @@ constexpr int ROWS = 32;
 
 static inline int up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// 16 columns of integers of a row as floats.
-static inline void scaled(const int32_t* sums, const Weight& w, int column, float row_scale, float* out) {
-    for (int i = 0; i < 16; i += W) {
-        IntVec integers;
-        std::memcpy(&integers, sums + i, sizeof integers);
-        Vec x = __builtin_convertvector(integers, Vec);
-        at(out + i) = x * at(w.scale + column + i) * row_scale + at(w.bias + column + i);
-    }
+// The floats that a row's sums in the columns from `column` on stand for.
+static inline Vec scaled(IntVec sums, const Weight& w, int column, float row_scale) {
+    return __builtin_convertvector(sums, Vec) * at(w.scale + column) * row_scale + at(w.bias + column);
 }
 
 #if defined(__AMX_INT8__)
@@ -47,37 +42,32 @@ static void product(const uint8_t* codes, const float* row_scale, int rows, cons
             const bool both = rows - row > 16;
             _tile_loadd(0, w.shift + column, 0);
             _tile_loadd(1, w.shift + column + 16, 0);
-            if (both) {
-                _tile_loadd(2, w.shift + column, 0);
-                _tile_loadd(3, w.shift + column + 16, 0);
-                for (int k = 0; k < w.in; k += 64) {
-                    _tile_loadd(4, a + k, w.in);
-                    _tile_loadd(6, weights + k * 16, 64);
-                    _tile_dpbusd(0, 4, 6);
-                    _tile_loadd(7, weights + panel + k * 16, 64);
-                    _tile_dpbusd(1, 4, 7);
+            _tile_loadd(2, w.shift + column, 0);
+            _tile_loadd(3, w.shift + column + 16, 0);
+            for (int k = 0; k < w.in; k += 64) {
+                _tile_loadd(4, a + k, w.in);
+                _tile_loadd(6, weights + k * 16, 64);
+                _tile_dpbusd(0, 4, 6);
+                _tile_loadd(7, weights + panel + k * 16, 64);
+                _tile_dpbusd(1, 4, 7);
+                if (both) {
                     _tile_loadd(5, a + 16 * w.in + k, w.in);
                     _tile_dpbusd(2, 5, 6);
                     _tile_dpbusd(3, 5, 7);
                 }
-                _tile_stored(2, sums[2], 64);
-                _tile_stored(3, sums[3], 64);
-            } else {
-                for (int k = 0; k < w.in; k += 64) {
-                    _tile_loadd(4, a + k, w.in);
-                    _tile_loadd(6, weights + k * 16, 64);
-                    _tile_dpbusd(0, 4, 6);
-                    _tile_loadd(7, weights + panel + k * 16, 64);
-                    _tile_dpbusd(1, 4, 7);
-                }
             }
             _tile_stored(0, sums[0], 64);
             _tile_stored(1, sums[1], 64);
+            _tile_stored(2, sums[2], 64);
+            _tile_stored(3, sums[3], 64);
             const int end = rows - row < 32 ? rows - row : 32;
             for (int i = 0; i < end; i++)
-                for (int half = 0; half < 2; half++)
-                    scaled(sums[i / 16 * 2 + half][i % 16], w, column + 16 * half, row_scale[row + i],
-                           out + (size_t)(row + i) * stride + column - first + 16 * half);
+                for (int half = 0; half < 2; half++) {
+                    IntVec integers;
+                    std::memcpy(&integers, sums[i / 16 * 2 + half][i % 16], sizeof integers);
+                    at(out + (size_t)(row + i) * stride + column - first + 16 * half) =
+                        scaled(integers, w, column + 16 * half, row_scale[row + i]);
+                }
         }
     }
 }
@@ -133,11 +123,9 @@ static void product(const uint8_t* codes, const float* row_scale, int rows, cons
             const int end = rows - row < TILE_ROWS ? rows - row : TILE_ROWS;
             for (int i = 0; i < end; i++)
 #pragma GCC unroll 2
-                for (int j = 0; j < VECTORS; j++) {
-                    Vec x = __builtin_convertvector(sums[i][j], Vec);
+                for (int j = 0; j < VECTORS; j++)
                     at(out + (size_t)(row + i) * stride + column - first + j * W) =
-                        x * at(w.scale + column + j * W) * row_scale[row + i] + at(w.bias + column + j * W);
-                }
+                        scaled(sums[i][j], w, column + j * W, row_scale[row + i]);
         }
     }
 }
