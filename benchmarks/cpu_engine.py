@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 Score = Callable[[str, list[str]], list[float]]
-OURS = ("inranker-int8", "inranker-fp32", "inranker-openvino")
+OURS = ("inranker-native", "inranker-int8", "inranker-fp32", "inranker-openvino")
 PEERS = ("st-fp32", "st-bf16", "st-onnx-int8", "st-openvino", "st-openvino-int8", "flashrank", "fastembed")
 
 
@@ -37,7 +37,12 @@ def inranker_engine(kind: str, arguments: argparse.Namespace) -> Score:
     """The engine of this package."""
     from inranker import Reranker
 
-    backend, precision = {"int8": ("onnx", "int8"), "fp32": ("onnx", "fp32"), "openvino": ("openvino", "auto")}[kind]
+    backend, precision = {
+        "native": ("native", "int8"),
+        "int8": ("onnx", "int8"),
+        "fp32": ("onnx", "fp32"),
+        "openvino": ("openvino", "auto"),
+    }[kind]
     ranker = Reranker.load(arguments.exported, backend, precision=precision)
     return lambda query, documents: ranker.scores([(query, d) for d in documents]).tolist()
 

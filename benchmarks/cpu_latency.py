@@ -3,11 +3,11 @@
     python benchmarks/cpu_latency.py [--corpus BEIR_FOLDER] [--models inranker-mini,inranker-nano] [--rounds 5]
         [--documents 10,30,100] [--tokens 300] [--peers-python PYTHON] [--work FOLDER] [--out FILE]
 
-Every model runs in int8 and in fp32 here, and on the same weights in fp32 in sentence-transformers' CrossEncoder with
-its default batches of 32, which comes from --peers-python. Documents are those of --corpus, joined and cut to exactly
-that many tokens; without it, made-up words. No document comes twice. Each engine has a process of its own and all take
-turns, one at a time; a round gives all of them the same calls. p50 and p95 are over all calls of a size; a ratio is
-that of two engines' times in the same round, and its median over the rounds counts.
+Every model runs in int8 and in fp32 here, in the back-end that `auto` takes, and on the same weights in fp32 in
+sentence-transformers' CrossEncoder with its default batches of 32, which comes from --peers-python. Documents are those
+of --corpus, joined and cut to exactly that many tokens; without it, made-up words. No document comes twice. Each engine
+has a process of its own and all take turns, one at a time; a round gives all of them the same calls. p50 and p95 are
+over all calls of a size; a ratio is that of two engines' times in the same round, and its median over the rounds counts.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def make_engine(model: str, kind: str, folders: dict[str, str]) -> Callable[[lis
 
     from inranker import Reranker
 
-    ranker = Reranker.load(folders[f"{model} {kind}"], "onnx", precision=kind)
+    ranker = Reranker.load(folders[f"{model} {kind}"], precision=kind)
 
     def rank(documents: list[str]) -> list[float]:
         found = {row.index: row.logit for row in ranker.rank(QUERY, documents)}

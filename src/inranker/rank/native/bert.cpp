@@ -47,7 +47,7 @@ struct Bert {
 
 namespace {
 
-constexpr int BLOCK = 64;  // rows that go through a feed-forward layer at a time: their values stay in the core's cache
+constexpr int BLOCK = 64 / TILE_ROWS * TILE_ROWS;  // rows that go through a feed-forward layer at a time: their values stay in the core's cache
 
 // Buffers of a thread, kept between calls.
 struct Space {
@@ -79,7 +79,7 @@ class Run {
         : m(model), starts(starts), sequences(sequences), rows(starts[sequences]) {
         int longest = 0;
         for (int s = 0; s < sequences; s++) longest = std::max(longest, starts[s + 1] - starts[s]);
-        const size_t all = up(rows, ROWS), part = std::max(BLOCK, up(sequences, ROWS));
+        const size_t all = up(rows, TILE_ROWS), part = up(std::max(BLOCK, sequences), TILE_ROWS);
         const size_t head = 3 * m.head_size, attention = attention_space(longest, m.head_size);
         space.reserve(all * (2 * m.size + m.size / 4 + 1 + head) + part * (m.inner_size * 5 / 4 + m.size * 9 / 4 + 1) +
                       attention + 64 * 16);
@@ -161,7 +161,7 @@ class Run {
                 product(part_codes, part_scales, n, layer.inner, column, 64, inner + column, m.inner_size);
                 for (int i = 0; i < n; i++) {
                     float* values = inner + (size_t)i * m.inner_size + column;
-                    for (int j = 0; j < 64; j += W) at(values + j) = activate(at(values + j), m.activation);
+                    activate(values, 64, m.activation);
                     rotate64(values);
                 }
             }
@@ -200,7 +200,7 @@ class Run {
         kept_product(context, sequences, layer.out, block);
         add_and_norm(x, sequences, layer.attention_norm);
         kept_product(x, sequences, layer.inner, inner);
-        for (int i = 0; i < sequences * m.inner_size; i += W) at(inner + i) = activate(at(inner + i), m.activation);
+        activate(inner, (size_t)sequences * m.inner_size, m.activation);
         kept_product(inner, sequences, layer.outer, block);
         add_and_norm(x, sequences, layer.norm);
     }

@@ -12,9 +12,7 @@ struct Weight {
     int32_t in, out;
 };
 
-// Rows in buffers of codes are a multiple of this; those behind the last may hold anything.
-constexpr int ROWS = 32;
-
+// Buffers of codes have a multiple of TILE_ROWS rows; those behind the last may hold anything.
 static inline int up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // The floats that a row's sums in the columns from `column` on stand for.
@@ -29,6 +27,8 @@ struct alignas(64) TileConfig {
     uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
+
+constexpr int TILE_ROWS = 32;
 
 // 32 rows and 32 columns at a time: four tiles of sums, two of codes, two of weights.
 static void product(const uint8_t* codes, const float* row_scale, int rows, const Weight& w, int first, int count,
@@ -80,13 +80,13 @@ static inline IntVec dot(IntVec sums, int32_t codes, const int8_t* weights) {
     return (IntVec)_mm512_dpbusd_epi32((__m512i)sums, _mm512_set1_epi32(codes), _mm512_loadu_si512(weights));
 }
 #elif defined(__AVXVNNI__)
-constexpr int TILE_ROWS = 4, TILE_COLUMNS = 16;
+constexpr int TILE_ROWS = 6, TILE_COLUMNS = 16;
 static inline IntVec dot(IntVec sums, int32_t codes, const int8_t* weights) {
     return (IntVec)_mm256_dpbusd_avx_epi32((__m256i)sums, _mm256_set1_epi32(codes),
                                            _mm256_loadu_si256((const __m256i*)weights));
 }
 #else
-constexpr int TILE_ROWS = 4, TILE_COLUMNS = 16;
+constexpr int TILE_ROWS = 6, TILE_COLUMNS = 16;
 // The sum of two products is kept in 16 bits; weights are such that it fits (see export/int8.py).
 static inline IntVec dot(IntVec sums, int32_t codes, const int8_t* weights) {
     __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi32(codes), _mm256_loadu_si256((const __m256i*)weights));
@@ -94,14 +94,15 @@ static inline IntVec dot(IntVec sums, int32_t codes, const int8_t* weights) {
 }
 #endif
 
-static void product(const uint8_t* codes, const float* row_scale, int rows, const Weight& w, int first, int count,
+__attribute__((noinline)) static void product(const uint8_t* codes, const float* row_scale, int rows, const Weight& w, int first, int count,
                     float* out, int stride) {
     constexpr int VECTORS = TILE_COLUMNS / W;
     const int panel = w.in * 16;
     for (int column = first; column < first + count; column += TILE_COLUMNS) {
         const int8_t* weights = w.codes + (size_t)column * w.in;
         for (int row = 0; row < rows; row += TILE_ROWS) {
-            const uint8_t* a = codes + (size_t)row * w.in;
+            const uint8_t* a[TILE_ROWS];
+            for (int i = 0; i < TILE_ROWS; i++) a[i] = codes + (size_t)(row + i) * w.in;
             IntVec sums[TILE_ROWS][VECTORS];
 #pragma GCC unroll 8
             for (int i = 0; i < TILE_ROWS; i++)
@@ -111,7 +112,7 @@ static void product(const uint8_t* codes, const float* row_scale, int rows, cons
 #pragma GCC unroll 8
                 for (int i = 0; i < TILE_ROWS; i++) {
                     int32_t four;
-                    std::memcpy(&four, a + i * w.in + k, 4);
+                    std::memcpy(&four, a[i] + k, 4);
 #pragma GCC unroll 2
                     for (int j = 0; j < VECTORS; j++) {
                         const int at_column = j * W;

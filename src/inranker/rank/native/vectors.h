@@ -27,8 +27,13 @@ static inline Vec smaller(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 static inline Vec floats_of(const int8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
 }
-static inline void store_lowest_bytes(IntVec x, uint8_t* p) {
-    _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)x));
+// The lowest bytes of four vectors, in order.
+static inline void store_lowest_bytes(const IntVec x[4], uint8_t* p) {
+    const __m512i low = _mm512_set1_epi32(255);
+    __m512i a = _mm512_packus_epi32(_mm512_and_si512((__m512i)x[0], low), _mm512_and_si512((__m512i)x[1], low));
+    __m512i b = _mm512_packus_epi32(_mm512_and_si512((__m512i)x[2], low), _mm512_and_si512((__m512i)x[3], low));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(a, b)));
 }
 static inline float sum(Vec x) { return _mm512_reduce_add_ps(x); }
 static inline float largest(Vec x) { return _mm512_reduce_max_ps(x); }
@@ -38,10 +43,12 @@ static inline Vec smaller(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 static inline Vec floats_of(const int8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 }
-static inline void store_lowest_bytes(IntVec x, uint8_t* p) {
-    __m256i kept = _mm256_and_si256((__m256i)x, _mm256_set1_epi32(255));
-    __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(kept), _mm256_extracti128_si256(kept, 1));
-    _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(words, words));
+static inline void store_lowest_bytes(const IntVec x[4], uint8_t* p) {
+    const __m256i low = _mm256_set1_epi32(255);
+    __m256i a = _mm256_packus_epi32(_mm256_and_si256((__m256i)x[0], low), _mm256_and_si256((__m256i)x[1], low));
+    __m256i b = _mm256_packus_epi32(_mm256_and_si256((__m256i)x[2], low), _mm256_and_si256((__m256i)x[3], low));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256((__m256i*)p, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order));
 }
 static inline float sum(Vec x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -91,8 +98,14 @@ static inline Vec gelu_tanh(Vec x) {  // x * sigmoid(2 u)
     return x / (1.f + exp2(smaller(u * (-2.f * LOG2_E), all(100.f))));
 }
 
-static inline Vec activate(Vec x, int32_t kind) {
-    return kind == GELU ? gelu(x) : kind == GELU_TANH ? gelu_tanh(x) : larger(x, Vec{});
+// `n` is a multiple of 64.
+static inline void activate(float* x, size_t n, int32_t kind) {
+    const auto each = [=](auto function) {
+        for (size_t i = 0; i < n; i += W) at(x + i) = function(at(x + i));
+    };
+    if (kind == GELU) return each([](Vec v) { return gelu(v); });
+    if (kind == GELU_TANH) return each([](Vec v) { return gelu_tanh(v); });
+    each([](Vec v) { return larger(v, Vec{}); });
 }
 
 // The product of a row's 64 floats with the orthogonal, symmetric Hadamard matrix: butterflies between vectors, then
@@ -146,9 +159,11 @@ static inline float quantize(const float* x, int n, uint8_t* codes) {
     Vec most = all(1e-30f);
     for (int i = 0; i < n; i += W) most = larger(most, magnitude(at(x + i)));
     float scale = largest(most) * (1.f / 127.f), inverse = 1.f / scale;
-    for (int i = 0; i < n; i += W) {
-        IntVec code = (IntVec)(at(x + i) * inverse + (ROUND + 128.f));
-        store_lowest_bytes(code, codes + i);
+    for (int i = 0; i < n; i += 4 * W) {
+        IntVec four[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) four[j] = (IntVec)(at(x + i + j * W) * inverse + (ROUND + 128.f));
+        store_lowest_bytes(four, codes + i);
     }
     return scale;
 }
