@@ -6,8 +6,8 @@
 FOLDER is a BERT ranker as Hugging Face writes it, --exported the same one through `inranker export`. Peers run under
 --peers-python, which needs torch, sentence-transformers, optimum-onnx, optimum-intel, openvino, nncf, flashrank and
 fastembed. An engine gets one call a query. A round gives every engine the same queries, one engine at a time; the
-median round counts. --short cuts every document so that a pair has 60 tokens. Engines that cannot run are named with
-the reason.
+median round counts. --short cuts every document so that a pair has 60 tokens. inranker-native-avx512, -avxvnni and
+-avx2 are the native engine held to less than the processor has. Engines that cannot run are named with the reason.
 """
 
 from __future__ import annotations
@@ -37,6 +37,13 @@ def inranker_engine(kind: str, arguments: argparse.Namespace) -> Score:
     """The engine of this package."""
     from inranker import Reranker
 
+    if kind.startswith("native-"):
+        from inranker.rank.folder import ModelFolder
+        from inranker.rank.native_backend import NativeBackend
+
+        folder = ModelFolder.open(arguments.exported)
+        ranker = Reranker(folder, folder.sequences(), NativeBackend(folder, instructions=kind.removeprefix("native-")))
+        return lambda query, documents: ranker.scores([(query, d) for d in documents]).tolist()
     backend, precision = {
         "native": ("native", "int8"),
         "int8": ("onnx", "int8"),
@@ -267,7 +274,7 @@ def compare(arguments: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
     (arguments.work / "requests.json").write_text(json.dumps(requests))
     engines, failed = {}, {}
     for name in arguments.engines.split(","):
-        python = sys.executable if name in OURS else str(arguments.peers_python)
+        python = sys.executable if name.startswith("inranker") else str(arguments.peers_python)
         command = [python, __file__, *argv, "--worker", name]
         try:
             engines[name] = Worker(command, arguments.work / f"{name}.log")

@@ -7,7 +7,7 @@ Every model runs in int8 and in fp32 here, in the back-end that `auto` takes, an
 sentence-transformers' CrossEncoder with its default batches of 32, which comes from --peers-python. Documents are those
 of --corpus, joined and cut to exactly that many tokens; without it, made-up words. No document comes twice. Each engine
 has a process of its own and all take turns, one at a time; a round gives all of them the same calls. p50 and p95 are
-over all calls of a size; a ratio is that of two engines' times in the same round, and its median over the rounds counts.
+over all calls of a size; a ratio is that of two engines' times in the same round; its median over the rounds counts.
 """
 
 from __future__ import annotations
