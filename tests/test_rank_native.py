@@ -18,14 +18,15 @@ from hypothesis import strategies as st
 
 from inranker import Reranker
 from inranker.errors import ModelError
-from inranker.export.export import build_graph, quantized_graphs
+from inranker.export.export import quantized_graphs
 from inranker.rank import native_backend, native_model
 from inranker.rank.folder import ModelFolder
 from inranker.rank.machine import cpu_info
 from inranker.rank.native_backend import NativeBackend, available_instructions, why_not
 from inranker.rank.onnx_backend import OnnxBackend
 from inranker.rank.onnx_file import FILES, read_weights
-from inranker.sequence import ModelSettings, TokenSequence
+from inranker.sequence import TokenSequence
+from native_helpers import make_folder
 
 HERE = available_instructions()
 X86 = platform.system() == "Linux" and platform.machine() == "x86_64"
@@ -37,26 +38,6 @@ SHAPES = {
     "two labels": {"hidden_size": 64, "num_attention_heads": 2, "hidden_act": "gelu", "num_labels": 2},
 }
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def make_folder(folder, tiny_encoder, **shape):
-    """A random BERT with an int8 graph, whatever the gate would say of it."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification
-
-    shutil.copytree(tiny_encoder, folder)
-    torch.manual_seed(0)
-    sizes = {"num_hidden_layers": 3, "intermediate_size": 192, "max_position_embeddings": 600, "num_labels": 1, **shape}
-    vocabulary = ModelFolder.open(tiny_encoder).config["vocab_size"]
-    model = BertForSequenceClassification(BertConfig(vocab_size=vocabulary, initializer_range=0.15, **sizes))
-    model.bert.embeddings.word_embeddings.weight.data[:, 5] *= 20  # a channel much larger than the rest
-    model.save_pretrained(folder)
-    ModelSettings(max_length=600).write(folder)
-    opened = ModelFolder.open(folder)
-    (folder / "onnx").mkdir()
-    onnx.save(build_graph(opened, 23), folder / FILES["fp32"])
-    onnx.save(next(graph for _, graph in quantized_graphs(opened, 23)), folder / FILES["int8"])
-    return opened
 
 
 @pytest.fixture(scope="module")

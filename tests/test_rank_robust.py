@@ -17,9 +17,12 @@ from inranker import Reranker
 from inranker.errors import InputError, ModelError
 from inranker.export.int8 import quantize
 from inranker.rank.folder import ModelFolder
+from inranker.rank.native_backend import NativeBackend
+from inranker.rank.native_model import available_instructions
 from inranker.rank.onnx_backend import OnnxBackend
 from inranker.rank.openvino_backend import OpenVinoBackend
 from inranker.rank.torch_backend import TorchBackend
+from native_helpers import make_folder
 
 TEXT = st.one_of(
     st.text(st.sampled_from("kabnlodemifrgu .,"), max_size=400),
@@ -31,8 +34,8 @@ QUICK = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCh
 
 
 @pytest.fixture(scope="module")
-def rankers(tiny_exported):
-    """Back-ends by name, fp32 but for int8, which is not gated here."""
+def rankers(tiny_exported, tiny_encoder, tmp_path_factory):
+    """Back-ends by name, fp32 but for int8, which is not gated here. `native` has a model of its own."""
     import onnx
 
     folder = ModelFolder.open(tiny_exported)
@@ -47,19 +50,25 @@ def rankers(tiny_exported):
     pytest.importorskip("openvino", reason="the back-end of an extra")
     backends["openvino"] = OpenVinoBackend(folder, "fp32", threads=2)
     opened = {name: Reranker(folder, folder.sequences(), backend) for name, backend in backends.items()}
+    wider = make_folder(
+        tmp_path_factory.mktemp("native") / "model", tiny_encoder, hidden_size=64, num_attention_heads=2
+    )
+    if available_instructions():
+        opened["native"] = Reranker(wider, wider.sequences(), NativeBackend(wider, threads=2))
     yield opened
     for ranker in opened.values():
         ranker.close()
 
 
-NAMES = ["onnx", "int8", "torch", "packed", "openvino"]
+NAMES = ["onnx", "int8", "torch", "packed", "openvino", "native"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 @given(pairs=PAIRS, data=st.data())
 @QUICK
 def test_a_score_depends_on_its_pair_alone(rankers, name, pairs, data):
-    ranker = rankers[name]
+    if (ranker := rankers.get(name)) is None:
+        pytest.skip("nothing was compiled for this processor")
     together = ranker.scores(pairs)
     assert np.isfinite(together).all()
     order = data.draw(st.permutations(range(len(pairs))))
@@ -117,7 +126,7 @@ def test_nan_is_an_error(tiny_exported, tmp_path):
 
 def test_threads_share_a_ranker(rankers):
     pairs = [("kaban", f"lodel {'mifir ' * i}") for i in range(20)]
-    for name in ("onnx", "torch"):
+    for name in rankers.keys() & {"onnx", "torch", "native"}:
         expected = rankers[name].scores(pairs)
         with ThreadPoolExecutor(4) as pool:
             for found in pool.map(lambda _, n=name: rankers[n].scores(pairs), range(12)):
