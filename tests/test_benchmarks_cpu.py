@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from inranker.export import export_model
+from inranker.rank.native_model import available_instructions
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -46,3 +49,10 @@ def test_throughput_side_by_side(tiny_encoder, tmp_path) -> None:
     assert found["pairs"] == 6 and not found["failed"]
     # A document may be drawn twice, and equal scores count as no agreement.
     assert found["engines"]["inranker-fp32"]["kendall_to_st-fp32"] > 0.7
+
+
+@pytest.mark.skipif(not available_instructions(), reason="nothing was compiled for this processor")
+def test_distance_to_the_limit() -> None:
+    found = run("cpu_limit.py", "--model", "inranker-nano", "--tokens", "20", "--rounds", "1")
+    assert 0 < found["pairs"]["20"]["time_of_products"]["int8"] < 2
+    assert all(rate > 0 for rate in found["limit_tops"].values())

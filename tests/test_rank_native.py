@@ -8,6 +8,7 @@ import shutil
 import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from inranker import Reranker
 from inranker.errors import ModelError
-from inranker.export.export import quantized_graphs
+from inranker.export.export import export_model, quantized_graphs
 from inranker.rank import native_backend, native_model
 from inranker.rank.folder import ModelFolder
 from inranker.rank.machine import cpu_info
@@ -138,6 +139,18 @@ def test_what_it_cannot_run_is_left_to_others(folders, change, reason):
     assert reason in (why_not(changed) or "")
     with pytest.raises(ModelError, match=reason):
         NativeBackend(changed)
+
+
+@pytest.mark.skipif(not HERE, reason="nothing compiled runs here")
+def test_the_gate_before_int8_asks_this_engine_too(folders, tmp_path, monkeypatch):
+    words = ["kaban", "lodel", "mifir", "nugol", "pehus", "rajam"]
+    pairs = [(f"{words[q % 6]} {q}", f"{words[d % 6]} " * d) for q in range(60) for d in range(1, 6)]
+    folder = folders["heads of 32, gelu"].path
+    assert export_model(folder, tmp_path, pairs=pairs)["int8"]["kind"] == "all int8"
+    monkeypatch.setattr(NativeBackend, "margins", lambda self, sequences: np.arange(len(sequences), dtype=np.float32))
+    monkeypatch.setattr("inranker.export.export.quantized_graphs", lambda *args: islice(quantized_graphs(*args), 1))
+    report = export_model(folder, tmp_path, pairs=pairs)["int8"]
+    assert report["backend"] == "native" and "mean Kendall" in report["refused"]
 
 
 @pytest.mark.skipif(not HERE, reason="nothing compiled runs here")
