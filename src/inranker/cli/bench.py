@@ -66,7 +66,8 @@ def bench(
 
 def _print(figures: dict[str, Any]) -> None:
     low, high = figures["pairs_per_second_range"]
-    print(f"{figures['model']}: {figures['backend']}, {figures['precision']}, {figures['threads']} threads")
+    backend = figures["backend"] + (f" ({figures['instructions']})" if figures["instructions"] else "")
+    print(f"{figures['model']}: {backend}, {figures['precision']}, {figures['threads']} threads")
     print(f"{figures['cpu']}, documents of about {figures['words']} words")
     rows = [("pairs/s", f"{figures['pairs_per_second']:,.1f}  ({low:,.1f} to {high:,.1f})")]
     for size, latency in figures["latency"].items():

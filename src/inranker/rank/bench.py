@@ -73,6 +73,7 @@ def measure(
     return {
         "model": str(ranker.folder.path),
         "backend": ranker.backend.name,
+        "instructions": getattr(ranker.backend, "instructions", None),  # the native engine has a choice of them
         "precision": ranker.backend.precision,
         "cpu": cpu_info()[0],
         "threads": available_threads(),
