@@ -1,8 +1,9 @@
 """How near the native engine comes to what this processor multiplies: int8 products and attention, per second.
 
-    python benchmarks/cpu_limit.py [--model inranker-mini] [--tokens 60,300,512] [--rounds 7] [--out FILE]
+    python benchmarks/cpu_limit.py [--model inranker-mini] [--tokens 60,300,512] [--sizes 512,1024,2048] [--rounds 7]
+        [--out FILE]
 
-The limit is torch's (oneDNN's) own product of square matrices, the best of a few sizes, with as many threads, in int8,
+The limit is torch's (oneDNN's) own product of square matrices, the best of --sizes, with as many threads, in int8,
 bf16 and fp32. Engine and products take turns; the median round counts. Of the engine, operations that its graph needs
 count (a multiplication and an addition are two): the layers' int8 products over all tokens, the last layer's keys and
 values, and attention; tokenization is left out. `time_of_products` is the share of a pair's time that its int8 products
@@ -28,14 +29,13 @@ from inranker.rank.folder import ModelFolder
 from inranker.rank.native_backend import NativeBackend
 from inranker.sequence import TokenSequence
 
-SIZES = (512, 1024, 2048)
 PAIRS = 32
 
 
-def square_products() -> dict[str, Callable[[], float]]:
+def square_products(sizes: list[int]) -> dict[str, Callable[[], float]]:
     """Per data type, what measures the best rate of a product of square matrices, in operations a second."""
     made: dict[str, list[tuple[int, Callable[[], Any]]]] = {"int8": [], "bf16": [], "fp32": []}
-    for n in SIZES:
+    for n in sizes:
         floats = torch.randn(n, n), torch.randn(n, n)
         bytes_ = [torch.randint(-127, 127, (n, n), dtype=torch.int8) for _ in range(2)]
         halves = [x.bfloat16() for x in floats]
@@ -73,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="inranker-mini")
     parser.add_argument("--tokens", default="60,300,512")
+    parser.add_argument("--sizes", default="512,1024,2048")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -83,7 +84,7 @@ def main() -> None:
     lengths = [int(n) for n in arguments.tokens.split(",")]
     words = folder.config["vocab_size"]
     work = {n: [TokenSequence(source.integers(1, words, n).tolist(), [0] * n) for _ in range(PAIRS)] for n in lengths}
-    products = square_products()
+    products = square_products([int(n) for n in arguments.sizes.split(",")])
     limits: dict[str, list[float]] = {name: [] for name in products}
     seconds: dict[int, list[float]] = {n: [] for n in lengths}
     for _ in range(arguments.rounds):

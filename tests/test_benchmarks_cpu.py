@@ -53,6 +53,6 @@ def test_throughput_side_by_side(tiny_encoder, tmp_path) -> None:
 
 @pytest.mark.skipif(not available_instructions(), reason="nothing was compiled for this processor")
 def test_distance_to_the_limit() -> None:
-    found = run("cpu_limit.py", "--model", "inranker-nano", "--tokens", "20", "--rounds", "1")
-    assert 0 < found["pairs"]["20"]["time_of_products"]["int8"] < 2
+    found = run("cpu_limit.py", "--model", "inranker-nano", "--tokens", "20", "--sizes", "256", "--rounds", "1")
+    assert 0 < found["pairs"]["20"]["products_tops"] < 100
     assert all(rate > 0 for rate in found["limit_tops"].values())
