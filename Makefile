@@ -27,9 +27,10 @@ check: $(VENV)/.installed-tests
 	$(BIN)/ruff format --check src tests benchmarks hatch_build.py
 	$(BIN)/mypy
 
-# torch comes first and on its own: whoever sets TORCH gets that build, and nothing after it asks for another.
+# Editing these builds the native engine anew.
 NATIVE := hatch_build.py $(wildcard src/inranker/rank/native/*.h src/inranker/rank/native/*.cpp)
 
+# torch comes first and on its own: whoever sets TORCH gets that build, and nothing after it asks for another.
 $(VENV)/.installed: constraints.txt pyproject.toml $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; make PYTHON=...")'
 	@echo "Installing into $(VENV): about 0.3 GB to download, and torch: 0.2 GB in a CPU build, about 2.5 GB in Linux's"

@@ -7,7 +7,8 @@ FOLDER is a BERT ranker as Hugging Face writes it, --exported the same one throu
 --peers-python, which needs torch, sentence-transformers, optimum-onnx, optimum-intel, openvino, nncf, flashrank and
 fastembed. An engine gets one call a query. A round gives every engine the same queries, one engine at a time; the
 median round counts. --short cuts every document so that a pair has 60 tokens. inranker-native-avx512, -avxvnni and
--avx2 are the native engine held to less than the processor has. Engines that cannot run are named with the reason.
+-avx2 are the native engine held to less than the processor has; mask_cpuid.c holds all engines to it. Engines that
+cannot run are named with the reason.
 """
 
 from __future__ import annotations
