@@ -14,6 +14,8 @@ OUT    ?= runs/quickstart
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(INDEX)
 
+C_SOURCES := $(wildcard src/inranker/rank/native/*.h src/inranker/rank/native/*.cpp)
+
 .PHONY: quickstart test check clean
 
 quickstart: $(VENV)/.installed
@@ -26,9 +28,10 @@ check: $(VENV)/.installed-tests
 	$(BIN)/ruff check src tests benchmarks hatch_build.py
 	$(BIN)/ruff format --check src tests benchmarks hatch_build.py
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(C_SOURCES) benchmarks/mask_cpuid.c
 
 # Editing these builds the native engine anew.
-NATIVE := hatch_build.py $(wildcard src/inranker/rank/native/*.h src/inranker/rank/native/*.cpp)
+NATIVE := hatch_build.py $(C_SOURCES)
 
 # torch comes first and on its own: whoever sets TORCH gets that build, and nothing after it asks for another.
 $(VENV)/.installed: constraints.txt pyproject.toml $(NATIVE)

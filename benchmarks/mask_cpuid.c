@@ -4,8 +4,8 @@
  *     LD_PRELOAD=./mask_cpuid.so CPUID_LEVEL=avx2 python benchmarks/cpu_engine.py ...
  *
  * CPUID_LEVEL is avx512 (with VNNI and bf16, no AMX), avxvnni (256 bits) or avx2. Libraries choose their code by the
- * instruction CPUID. The kernel makes it trap (arch_prctl(2), ARCH_SET_CPUID; Linux on Intel, flag cpuid_fault), and the
- * handler here answers without the bits that are to be hidden. libc itself has chosen before: its copies may be wider.
+ * instruction CPUID. The kernel makes it trap (arch_prctl(2), ARCH_SET_CPUID; Linux on Intel, flag cpuid_fault), and
+ * the handler here answers without the bits that are to be hidden. libc has chosen before that: memcpy may be wider.
  */
 #define _GNU_SOURCE
 #include <cpuid.h>
@@ -20,11 +20,12 @@
 enum { ARCH_SET_CPUID = 0x1012 };
 static int level; /* 2: no AMX; 1: nor AVX-512; 0: nor VNNI */
 
-static void without(unsigned *r, const int *bits) {
+static void without(unsigned* r, const int* bits) {
     for (; *bits >= 0; bits++) *r &= ~(1u << *bits);
 }
 
-static void mask(unsigned leaf, unsigned subleaf, unsigned *r) { /* r: eax, ebx, ecx, edx; Intel SDM, volume 2A, CPUID */
+/* r: eax, ebx, ecx, edx; the bits are those of the Intel SDM, volume 2A, CPUID. */
+static void mask(unsigned leaf, unsigned subleaf, unsigned* r) {
     static const int amx[] = {22, 24, 25, -1}, amx_1[] = {21, -1}, avx10_1[] = {8, 19, -1};
     static const int f512_b[] = {16, 17, 21, 26, 27, 28, 30, 31, -1}, f512_c[] = {1, 6, 11, 12, 14, -1};
     static const int f512_d[] = {2, 3, 8, 23, -1}, bf16_1[] = {5, -1}, vnni_1[] = {4, -1}, vnni_1d[] = {4, 5, 10, -1};
@@ -44,9 +45,9 @@ static void mask(unsigned leaf, unsigned subleaf, unsigned *r) { /* r: eax, ebx,
     }
 }
 
-static void answer(int number, siginfo_t *info, void *context) {
-    greg_t *g = ((ucontext_t *)context)->uc_mcontext.gregs;
-    if (memcmp((void *)g[REG_RIP], "\x0f\xa2", 2)) { /* a fault of another kind: die of it */
+static void answer(int number, siginfo_t* info, void* context) {
+    greg_t* g = ((ucontext_t*)context)->uc_mcontext.gregs;
+    if (memcmp((void*)g[REG_RIP], "\x0f\xa2", 2)) { /* a fault of another kind: die of it */
         signal(number, SIG_DFL);
         return;
     }
@@ -61,7 +62,7 @@ static void answer(int number, siginfo_t *info, void *context) {
 }
 
 __attribute__((constructor)) static void start(void) {
-    const char *name = getenv("CPUID_LEVEL");
+    const char* name = getenv("CPUID_LEVEL");
     if (!name) return;
     level = !strcmp(name, "avx512") ? 2 : !strcmp(name, "avxvnni") ? 1 : !strcmp(name, "avx2") ? 0 : -1;
     struct sigaction action = {.sa_sigaction = answer, .sa_flags = SA_SIGINFO | SA_NODEFER};

@@ -60,11 +60,14 @@ static void attend(const float* q, const float* k, const float* v, int stride, i
         for (int j = 0; j < 16 && block + j < tokens; j++)
             for (int i = 0; i < size; i += 32) {
                 const float* from = k + (size_t)(block + j) * stride + i;
-                _mm512_store_si512(&rows[j][i / 2], (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from)));
+                _mm512_store_si512(&rows[j][i / 2],
+                                   (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from)));
             }
-        const __m512i places = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(32));
+        const __m512i places = _mm512_mullo_epi32(
+            _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(32));
         for (int i = 0; i < size / 2; i++)
-            _mm512_storeu_si512(keys + (block * size / 2) + i * 16, _mm512_i32gather_epi32(places, (const int*)&rows[0][i], 4));
+            _mm512_storeu_si512(keys + (block * size / 2) + i * 16,
+                                _mm512_i32gather_epi32(places, (const int*)&rows[0][i], 4));
     }
     for (int pair = 0; pair < wide / 2; pair++)
         for (int i = 0; i < size; i += 16) {
@@ -80,8 +83,9 @@ static void attend(const float* q, const float* k, const float* v, int stride, i
         for (int j = 0; j < rows; j++)
             for (int i = 0; i < size; i += 32) {
                 const float* from = q + (size_t)(row + j) * stride + i;
-                __m512i two = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_loadu_ps(from + 16), _mm512_set1_ps(factor)),
-                                                           _mm512_mul_ps(_mm512_loadu_ps(from), _mm512_set1_ps(factor)));
+                __m512i two =
+                    (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_loadu_ps(from + 16), _mm512_set1_ps(factor)),
+                                                 _mm512_mul_ps(_mm512_loadu_ps(from), _mm512_set1_ps(factor)));
                 _mm512_storeu_si512(queries + j * size + i, two);
             }
         _tile_loadd(2, queries, size * 2);
@@ -123,7 +127,8 @@ static void attend(const float* q, const float* k, const float* v, int stride, i
             _tile_stored(1, mixed[i / 16 + 1], 64);
         }
         for (int j = 0; j < rows; j++)
-            for (int i = 0; i < size; i += 16) at(out + (size_t)(row + j) * out_stride + i) = at(mixed[i / 16][j]) * inverse[j];
+            for (int i = 0; i < size; i += 16)
+                at(out + (size_t)(row + j) * out_stride + i) = at(mixed[i / 16][j]) * inverse[j];
     }
 }
 
@@ -166,7 +171,8 @@ static void attend(const float* q, const float* k, const float* v, int stride, i
     for (int row = 0; row < tokens; row += QUERIES) {
         const int rows = tokens - row < QUERIES ? tokens - row : QUERIES;
         for (int j = 0; j < rows; j++)
-            for (int i = 0; i < size; i += W) at(queries + j * size + i) = at(q + (size_t)(row + j) * stride + i) * factor;
+            for (int i = 0; i < size; i += W)
+                at(queries + j * size + i) = at(q + (size_t)(row + j) * stride + i) * factor;
         for (int block = 0; block < wide; block += 2 * W)
             small_product(queries, size, keys + block, wide, size, scores + block, wide);
         float inverse[QUERIES];
@@ -177,8 +183,7 @@ static void attend(const float* q, const float* k, const float* v, int stride, i
             for (int i = 0; i < wide; i += W) total += at(mine + i) = exp2(at(mine + i) - top);
             inverse[j] = 1.f / sum(total);
         }
-        for (int i = 0; i < size; i += 2 * W)
-            small_product(scores, wide, v + i, stride, tokens, mixed + i, size);
+        for (int i = 0; i < size; i += 2 * W) small_product(scores, wide, v + i, stride, tokens, mixed + i, size);
         for (int j = 0; j < rows; j++)
             for (int i = 0; i < size; i += W)
                 at(out + (size_t)(row + j) * out_stride + i) = at(mixed + j * size + i) * inverse[j];

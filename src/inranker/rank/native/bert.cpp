@@ -34,10 +34,10 @@ struct LastLayer {
 struct Bert {
     int32_t size, head_size, inner_size, layers, activation, labels;
     float epsilon;
-    const int8_t* words;         // [vocabulary, size]
-    const float* word_scales;    // [vocabulary, size / 64]
-    const float* types;          // [types, size]
-    const float* positions;      // [longest, size]
+    const int8_t* words;       // [vocabulary, size]
+    const float* word_scales;  // [vocabulary, size / 64]
+    const float* types;        // [types, size]
+    const float* positions;    // [longest, size]
     Norm norm;
     const Layer* layer;  // all but the last
     LastLayer last;
@@ -47,7 +47,8 @@ struct Bert {
 
 namespace {
 
-constexpr int BLOCK = 64 / TILE_ROWS * TILE_ROWS;  // rows that go through a feed-forward layer at a time: their values stay in the core's cache
+// Rows that go through a feed-forward layer at a time: their values stay in the core's cache.
+constexpr int BLOCK = 64 / TILE_ROWS * TILE_ROWS;
 
 // Buffers of a thread, kept between calls.
 struct Space {
@@ -152,11 +153,13 @@ class Run {
             const int n = std::min(BLOCK, rows - first);
             float* mine = x + (size_t)first * m.size;
             for (int i = 0; i < n; i++)
-                part_scales[i] = quantize(context + (size_t)(first + i) * m.size, m.size, part_codes + (size_t)i * m.size);
+                part_scales[i] =
+                    quantize(context + (size_t)(first + i) * m.size, m.size, part_codes + (size_t)i * m.size);
             product(part_codes, part_scales, n, layer.out, 0, m.size, block, m.size);
             add_and_norm(mine, n, layer.attention_norm);
             for (int i = 0; i < n; i++)
-                rotate_and_quantize(block + (size_t)i * m.size, m.size, part_codes + (size_t)i * m.size, part_scales + i);
+                rotate_and_quantize(block + (size_t)i * m.size, m.size, part_codes + (size_t)i * m.size,
+                                    part_scales + i);
             for (int column = 0; column < m.inner_size; column += 64) {
                 product(part_codes, part_scales, n, layer.inner, column, 64, inner + column, m.inner_size);
                 for (int i = 0; i < n; i++) {
@@ -166,7 +169,8 @@ class Run {
                 }
             }
             for (int i = 0; i < n; i++)
-                part_scales[i] = quantize(inner + (size_t)i * m.inner_size, m.inner_size, part_codes + (size_t)i * m.inner_size);
+                part_scales[i] =
+                    quantize(inner + (size_t)i * m.inner_size, m.inner_size, part_codes + (size_t)i * m.inner_size);
             product(part_codes, part_scales, n, layer.outer, 0, m.size, block, m.size);
             add_and_norm(mine, n, layer.norm);
         }
@@ -242,7 +246,7 @@ EXPORT int inranker_bert_start() {
 // ids, types: [rows]; starts: [sequences + 1], where each sequence begins, and rows; logits: [sequences, labels].
 // Returns 0, or 1 where memory ran out. Any number of threads may call it with one model.
 EXPORT int inranker_bert_run(const Bert* model, const int32_t* ids, const int32_t* types, const int32_t* starts,
-                      int32_t sequences, float* logits) {
+                             int32_t sequences, float* logits) {
     try {
 #if defined(__AMX_INT8__)
         static const TileConfig config;

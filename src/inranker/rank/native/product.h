@@ -94,8 +94,8 @@ static inline IntVec dot(IntVec sums, int32_t codes, const int8_t* weights) {
 }
 #endif
 
-__attribute__((noinline)) static void product(const uint8_t* codes, const float* row_scale, int rows, const Weight& w, int first, int count,
-                    float* out, int stride) {
+__attribute__((noinline)) static void product(const uint8_t* codes, const float* row_scale, int rows, const Weight& w,
+                                              int first, int count, float* out, int stride) {
     constexpr int VECTORS = TILE_COLUMNS / W;
     const int panel = w.in * 16;
     for (int column = first; column < first + count; column += TILE_COLUMNS) {
@@ -116,8 +116,8 @@ __attribute__((noinline)) static void product(const uint8_t* codes, const float*
 #pragma GCC unroll 2
                     for (int j = 0; j < VECTORS; j++) {
                         const int at_column = j * W;
-                        sums[i][j] = dot(sums[i][j], four,
-                                         weights + at_column / 16 * panel + k * 16 + at_column % 16 * 4);
+                        sums[i][j] =
+                            dot(sums[i][j], four, weights + at_column / 16 * panel + k * 16 + at_column % 16 * 4);
                     }
                 }
             }

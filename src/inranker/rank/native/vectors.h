@@ -81,8 +81,8 @@ constexpr float LOG2_E = 1.44269504f;
 
 enum Activation { GELU = 0, GELU_TANH = 1, RELU = 2 };
 
-// x * Phi(x) = max(x, 0) - |x| * 2^q(|x|), q(a) = log2(erfc(a / sqrt 2) / 2): smooth, so a polynomial does. This one was
-// fitted on [0, 6] for the least error of the result, 5e-7; beyond 6 the second term is below 1e-8.
+// x * Phi(x) = max(x, 0) - |x| * 2^q(|x|), q(a) = log2(erfc(a / sqrt 2) / 2): smooth, so a polynomial does. This one
+// was fitted on [0, 6] for the least error of the result, 5e-7; beyond 6 the second term is below 1e-8.
 static inline Vec gelu(Vec x) {
     Vec a = magnitude(x), b = smaller(a, all(6.f));
     Vec q = -4.7695606e-04f * b + 7.1131638e-03f;
@@ -111,13 +111,13 @@ static inline void activate(float* x, size_t n, int32_t kind) {
 // The product of a row's 64 floats with the orthogonal, symmetric Hadamard matrix: butterflies between vectors, then
 // between lanes.
 #if defined(__AVX512F__)
-#define SWAP(x, i) \
+#define SWAP(x, i)                                                                                    \
     ((i) == 1   ? __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14) \
      : (i) == 2 ? __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13) \
      : (i) == 4 ? __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11) \
                 : __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7))
 #else
-#define SWAP(x, i) \
+#define SWAP(x, i)                                                      \
     ((i) == 1   ? __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6) \
      : (i) == 2 ? __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5) \
                 : __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3))
