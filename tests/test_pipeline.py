@@ -197,6 +197,14 @@ def test_dry_run_reads_documents_and_does_nothing(tmp_path, tiny_collection, tin
     assert found["generate"].cost > 0 and found["label"].seconds > 0
 
 
+def test_parameters_that_tokens_are_multiplied_by():
+    from inranker.models import resolve
+    from inranker.pipeline.measure import count_parameters
+
+    folder, tables = resolve("inranker-mini"), 30522 * 384 + 512 * 384 + 2 * 384 + 2 * 384  # and a norm
+    assert count_parameters(folder) - count_parameters(folder, multiplied=True) == tables
+
+
 def test_settings_on_the_command_line():
     from inranker.cli.distill import parse_settings
     from inranker.recipe import load_recipe
