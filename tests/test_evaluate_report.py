@@ -61,6 +61,7 @@ def test_only_a_reliable_gain_says_use_it():
     ("teacher", "student", "tau", "use", "why"),
     [
         (figure(0.6, 0.01), figure(0.5, 0.3), 0.7, "student", "read the examples"),
+        (figure(0.44, 0.9), figure(0.5, 0.3), 0.7, "undecided", "judged queries of your own"),
         (figure(0.3, 0.01), figure(0.5, 0.3), 0.7, "bm25", "teacher itself is worse"),
         (figure(0.6, 0.01), figure(0.5, 0.3), 0.2, "bm25", "did not learn"),
         (figure(0.6, 0.01), figure(0.2, 0.01), 0.7, "bm25", "loses documents"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from inranker.errors import InputError, InRankerError
+from inranker.errors import InputError, InRankerError, ModelError
 from inranker.label import LabelStore, label_candidates, load_teacher, read_labels
 from inranker.label.ensemble import EnsembleTeacher
 from inranker.label.stage import label_pairs
@@ -75,6 +75,30 @@ def test_a_one_logit_cross_encoder_gives_halves(tiny_encoder):
     inputs = tokenizer(*PAIRS[0], return_tensors="pt")
     expected = model(**inputs).logits.item()
     np.testing.assert_allclose(teacher.logits(PAIRS[:1])[0], [-expected / 2, expected / 2], atol=1e-5)
+
+
+def test_an_int8_cross_encoder_says_nearly_the_same():
+    exact, quick = (
+        load_teacher(TeacherSettings(kind="cross-encoder", model="inranker-mini", max_length=64, dtype=dtype))
+        for dtype in ("float32", "int8")
+    )
+    pairs = [Pair(query, document) for query, _ in PAIRS for _, document in PAIRS]
+    expected, found = (teacher.logits(pairs) for teacher in (exact, quick))
+    assert found.shape == expected.shape and found.dtype == np.float32
+    np.testing.assert_array_equal(found[:, 0], -found[:, 1])
+    spread = expected[:, 1].std()
+    np.testing.assert_allclose(found[:, 1], expected[:, 1], atol=0.2 * spread)
+    assert not np.array_equal(found, expected) and quick.fingerprint != exact.fingerprint
+    np.testing.assert_array_equal(np.concatenate([quick.logits([pair]) for pair in pairs]), found)
+    shorter = load_teacher(TeacherSettings(kind="cross-encoder", model="inranker-mini", max_length=32, dtype="int8"))
+    assert shorter.fingerprint != quick.fingerprint
+
+
+def test_int8_needs_an_exported_encoder(tiny_encoder, tiny_t5):
+    with pytest.raises(ModelError, match="no int8 file: `inranker export` makes it"):
+        load_teacher(TeacherSettings(kind="cross-encoder", model=str(tiny_encoder), dtype="int8"))
+    with pytest.raises(ModelError, match="seq2seq"):
+        load_teacher(TeacherSettings(kind="cross-encoder", model=str(tiny_t5("v1.0")), dtype="int8"))
 
 
 def test_causal_sequences_always_keep_their_closing_tokens(tiny_causal):

@@ -125,9 +125,16 @@ class TeacherSettings(Settings):
     template: str | None = Field(None, description="causal: with {query} and {document}; None: the model's or ours")
     mode: Literal["strict", "legacy"] | None = None
     max_length: int = 512
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto", description="auto: bfloat16 on a GPU, float32 on a CPU; int8: cross-encoder (exported) and seq2seq only"
+    )
     batch_tokens: int = 16384
     members: list[TeacherSettings] = []
+
+    @property
+    def by_int8_file(self) -> bool:
+        """Whether an exported cross-encoder labels by its int8 file, on the CPU."""
+        return self.kind == "cross-encoder" and self.dtype == "int8"
 
 
 class LabelSettings(Settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import click
@@ -54,6 +55,7 @@ def init(
         "title_field": title_field,
         "text_field": text_field,
         "language": language,
+        "dtype": "auto" if shutil.which("nvidia-smi") else "int8",  # torch would say it better, in seconds
     }
     for key, value in values.items():
         # A JSON string is a TOML string, too.

@@ -10,7 +10,7 @@ from inranker.evaluate.comparison import RELIABLE, Agreement, Figure
 
 @dataclass(frozen=True)
 class Verdict:
-    """`use` is `student`, `fusion` or `bm25`; `headline` says it in words, `reasons` say why."""
+    """`use` is `student`, `fusion`, `bm25` or `undecided`; `headline` says it in words, `reasons` say why."""
 
     use: str
     headline: str
@@ -21,6 +21,7 @@ _HEADLINES = {
     "student": "Use it: rerank BM25's results with the student.",
     "fusion": "Use it together with BM25: the weighted fusion of both is what was shown to be better.",
     "bm25": "Keep BM25.",
+    "undecided": "Undecided: nothing here shows that the student is better than BM25, or worse.",
 }
 
 
@@ -57,7 +58,8 @@ def unjudged_verdict(
     """The verdict without human judgements, from synthetic queries of documents that training never saw.
 
     The student is worth using if its teacher finds the source documents no worse than the baseline does, if the
-    student's order is nearer to the teacher's than the baseline's is, and if it finds the source documents no worse.
+    student's order is nearer to the teacher's than the baseline's is, and if it finds the source documents no worse. No
+    worse is: not reliably; but a teacher that is below the baseline at all is no reason to follow it.
 
     Args:
         found: system -> reciprocal rank of the source document.
@@ -88,7 +90,10 @@ def unjudged_verdict(
     if worse(student):
         return Verdict("bm25", _HEADLINES["bm25"] + " The student loses documents that BM25 finds.", reasons)
     reasons.append("synthetic queries favour BM25, whose words they share: read the examples below before you decide")
-    return Verdict("student", _HEADLINES["student"], reasons)
+    use = "undecided" if found[teacher].mean < base.mean else "student"
+    if use == "undecided":
+        reasons.append("some fifty judged queries of your own, or more held-out documents, would tell")
+    return Verdict(use, _HEADLINES[use], reasons)
 
 
 def teacher_warning(collection: str, teacher: Figure, baseline: Figure, metric: str) -> str | None:

@@ -220,14 +220,22 @@ def _fusion_weight(workspace: Workspace, student: Path) -> float:
 def _time_systems(
     workspace: Workspace, systems: Sequence[System], students: Mapping[str, Path], item: Measured
 ) -> None:
-    """Pairs a second on this machine, of the same pairs for every system, tokenizing included."""
+    """Pairs a second on this machine, of the same pairs for every system, tokenizing included.
+
+    All by their weights: a teacher that labelled by its int8 file would look as fast as a student that has none yet.
+    """
+    from inranker.label import load_teacher
+
     pairs = [
         Pair(item.collection.queries[query], item.contents[d.document_id])
         for query, documents in list(item.runs[BM25].items())[:SPEED_PAIRS]
         for d in documents[:1]
     ]
-    timed: dict[str, Any] = {**students, TEACHER: workspace.teacher}
+    settings = workspace.teacher_settings
     with workspace.progress(None, "measure speed"):
+        weights = settings.model_copy(update={"dtype": "auto"})
+        teacher = load_teacher(weights) if settings.by_int8_file else workspace.teacher
+        timed: dict[str, Any] = {**students, TEACHER: teacher}
         for system in systems:
             source = timed.get(system.name)
             if source is None or not pairs:

@@ -17,10 +17,11 @@ from inranker.recipe import Recipe, TeacherSettings
 TOKENS_A_WORD = 1.35
 PROMPT_TOKENS = 320  # few-shot examples; computed once a shard where the back-end is ours
 QUERY_TOKENS = 16
-# What scoring and training reach of the speed of a large matrix product, by measurement: the quickstart on a CPU .8 to
-# 1.2, on a GPU MiniLM .25 and a causal 1.5B .45 to .65. Writing a token at a time reaches less.
-EFFICIENCY = {"cpu": 0.6, "cuda": 0.35}
-WRITING = 0.6
+# What scoring and training reach of the speed of a large matrix product, by measurement: on a CPU .5 with long
+# documents and 1 with the quickstart's short ones, on a GPU MiniLM .25 and a causal 1.5B .45 to .65. Writing a token at
+# a time reaches less, an exported int8 model on the CPU more: 2.5 (AVX2) to 7 times (AMX).
+EFFICIENCY = {"cpu": 0.5, "cuda": 0.35}
+WRITING, INT8 = 0.6, 3.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def estimate(workspace: Workspace) -> list[Estimate]:
         found.append(_work("train-teacher", count, "pairs", tokens, settings.model, passes=3))
     teachers = recipe.teacher.members or [_teacher(recipe)]
     labels = sum(pairs[kind] for kind in recipe.soft_kinds)
-    found.extend(_work("label", labels, "pairs", round(labels * length), teacher.model) for teacher in teachers)
+    found.extend(_labels("label", labels, "pairs", round(labels * length), teacher) for teacher in teachers)
     start = recipe.student.start
     trained = sum(
         (sum(pairs.values()) if phase.data == "both" else pairs[phase.data]) * phase.epochs
@@ -73,7 +74,7 @@ def estimate(workspace: Workspace) -> list[Estimate]:
     rankers = 1 + len(recipe.train.phases)  # before, and after each phase
     found.append(_work("evaluate", scored * rankers, "pairs by the student", round(scored * rankers * length), start))
     found.extend(
-        _work("evaluate", scored, f"pairs by {teacher.model}", round(scored * length), teacher.model)
+        _labels("evaluate", scored, f"pairs by {teacher.model}", round(scored * length), teacher)
         for teacher in teachers
     )
     return found
@@ -100,14 +101,19 @@ def _generate(recipe: Recipe, queries: int, document_tokens: float) -> Estimate:
     return Estimate("generate", queries, "queries", read + written, 60 * queries / api.requests_per_minute, cost)
 
 
-def _work(stage: str, items: int, unit: str, tokens: int, model: str, passes: int = 1) -> Estimate:
+def _work(stage: str, items: int, unit: str, tokens: int, model: str, passes: int = 1, int8: bool = False) -> Estimate:
     writes = stage == "generate"
     parameters = _parameters(model, multiplied=not writes)  # whoever writes multiplies by the whole vocabulary
     seconds = None
     if parameters is not None:
+        speed = INT8 * _operations_per_second("cpu") if int8 else _operations_per_second()
         # Two operations a parameter and token forward, twice that backward.
-        seconds = 2.0 * passes * parameters * tokens / (_operations_per_second() * (WRITING if writes else 1))
+        seconds = 2.0 * passes * parameters * tokens / (speed * (WRITING if writes else 1))
     return Estimate(stage, items, unit, tokens, seconds)
+
+
+def _labels(stage: str, items: int, unit: str, tokens: int, teacher: TeacherSettings) -> Estimate:
+    return _work(stage, items, unit, tokens, teacher.model, int8=teacher.by_int8_file)
 
 
 def _parameters(model: str, multiplied: bool) -> int | None:
@@ -125,13 +131,13 @@ def _parameters(model: str, multiplied: bool) -> int | None:
 
 
 @cache
-def _operations_per_second() -> float:
+def _operations_per_second(kind: str | None = None) -> float:
     """What models will reach on the device that they will run on, from a matrix product of a fraction of a second."""
     import torch
 
     from inranker.label.teachers import pick_device, pick_dtype
 
-    device = pick_device()
+    device = torch.device(kind) if kind else pick_device()
     size = 8192 if device.type == "cuda" else 1024
     matrix = torch.randn(size, size, device=device, dtype=pick_dtype("auto", device))
 
