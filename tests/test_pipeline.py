@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from inranker.errors import InputError
+from inranker.errors import InputError, InRankerError
 from inranker.pipeline import STAGES, distill
 from inranker.recipe import load_recipe, parse_recipe, shipped_recipes
 from inranker.store import read_json, read_parquet
@@ -178,6 +178,28 @@ def test_hard_labels_need_no_teacher(tmp_path, tiny_collection, tiny_writer, tin
     results = distill(recipe, tmp_path / "run", last="train")
     assert next(r for r in results if r.stage == "label").counts == {}
     assert not (tmp_path / "labels").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"teacher.model": "/no/such/teacher"}, "/no/such/teacher"),
+        ({"teacher.dtype": "int8"}, "no int8 file"),
+        ({"student.start": "/no/such/student"}, "/no/such/student"),
+        ({"retrieve.run": "/no/such.run"}, "/no/such.run"),
+    ],
+)
+def test_what_is_missing_shows_before_the_first_stage(
+    changes, said, tmp_path, tiny_collection, tiny_writer, tiny_encoder
+):
+    recipe = tiny_recipe(tiny_collection, tiny_writer, tiny_encoder, tmp_path / "labels")
+    settings = recipe.model_dump(mode="json")
+    for key, value in changes.items():
+        room, field = key.split(".")
+        settings[room][field] = value
+    with pytest.raises(InRankerError, match=said):
+        distill(parse_recipe(settings, "test"), tmp_path / "run")
+    assert not (tmp_path / "run" / "collection").exists()
 
 
 def test_dry_run_reads_documents_and_does_nothing(tmp_path, tiny_collection, tiny_writer, tiny_encoder):

@@ -82,6 +82,20 @@ def _mask(ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     return (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
 
 
+def exported_folder(model: str) -> ModelFolder:
+    """The folder of an encoder that has an int8 file.
+
+    Raises:
+        ModelError: it is another kind of model, or has none.
+    """
+    folder = ModelFolder.open(resolve(model))
+    if folder.settings.architecture != "encoder":
+        raise ModelError(f"{model}: no sequence classifier; its kind is seq2seq")
+    if not folder.has(FILES["int8"]):
+        raise ModelError(f"{model}: has no int8 file: `inranker export` makes it, dtype = auto needs none")
+    return folder
+
+
 class Int8CrossEncoderTeacher:
     """An exported encoder by its int8 file: on a CPU several times as fast as torch in fp32, on a GPU not used.
 
@@ -89,15 +103,10 @@ class Int8CrossEncoderTeacher:
     """
 
     def __init__(self, settings: TeacherSettings) -> None:
-        path = resolve(settings.model)
-        folder = ModelFolder.open(path)
-        if folder.settings.architecture != "encoder":
-            raise ModelError(f"{settings.model}: no sequence classifier; its kind is seq2seq")
-        if not folder.has(FILES["int8"]):
-            raise ModelError(f"{settings.model}: has no int8 file: `inranker export` makes it, dtype = auto needs none")
+        folder = exported_folder(settings.model)
         self.name = f"cross-encoder:{settings.model}"
         length = min(settings.max_length, folder.settings.max_length)
-        self.fingerprint = fingerprint("cross-encoder", settings.dtype, length, weights_fingerprint(path))
+        self.fingerprint = fingerprint("cross-encoder", settings.dtype, length, weights_fingerprint(folder.path))
         backend = load_backend(folder, precision="int8", device="cpu")
         self._ranker = Reranker(folder, EncoderSequences(folder.tokenizer(), length), backend)
 

@@ -54,7 +54,8 @@ def distill(
         notify: told of each stage when it is done.
 
     Raises:
-        InputError: no such stage, or one before `first` has not run.
+        InputError: no such stage, one before `first` has not run, or a file is missing.
+        ModelError: a model is missing; both before the first stage.
     """
     names = [name for name, stage in STAGES.items() if stage.wanted(recipe)]
     for name in (first, last):
@@ -67,6 +68,8 @@ def distill(
         raise InputError(f"stage {first!r} comes after {last!r}")
     workspace = Workspace(recipe, Path(folder), progress)
     write_json(workspace.folder / "recipe.json", recipe.model_dump(mode="json"))
+    for name in names[start:stop]:
+        STAGES[name].sources(workspace)  # what is missing shows now, not when the stages before have taken hours
     results = []
     for name in names[start:stop]:
         result = run_stage(workspace, name)

@@ -362,11 +362,15 @@ def _run_file(workspace: Workspace) -> dict[str, str]:
 
 def _teacher_weights(workspace: Workspace) -> dict[str, str]:
     """Hashes of the teacher's weights: a folder that was retrained in place is another teacher."""
+    from inranker.label.cross_encoder import exported_folder
     from inranker.label.teachers import weights_fingerprint
     from inranker.models import resolve
 
     settings = workspace.recipe.teacher
     members = settings.members or ([] if workspace.recipe.train_teacher else [settings])
+    for member in members:
+        if member.by_int8_file:
+            exported_folder(member.model)
     found = {f"teacher {member.model}": weights_fingerprint(resolve(member.model)) for member in members}
     return {**found, **({"adapter": weights_fingerprint(settings.adapter)} if settings.adapter else {})}
 
