@@ -162,32 +162,31 @@ def test_many_clients_against_a_small_queue_lose_and_mix_up_nothing():
     engine = WordEngine(seconds=0.002)
     memory = psutil.Process().memory_info().rss
     with live(application(engine, places=8)) as url:
+        counts = {"answered": 0, "refused": 0}
 
-        async def client_loop(number, client, until):
-            answered = refused = 0
-            while time.monotonic() < until:
+        async def client_loop(number, client, started):
+            # A slow machine gets longer, until enough was seen of both.
+            while (passed := time.monotonic() - started) < 3 or (min(counts.values()) <= 50 and passed < 30):
                 words = [f"w{number}"] * (number % 5 + 1)
                 documents = [" ".join(["x"] * 5 + words[:k]) for k in range(len(words) + 1)]
                 answer = await client.post("/v2/rerank", json=ASKED | {"query": words[0], "documents": documents})
                 if answer.status_code == 429:
-                    refused += 1
+                    counts["refused"] += 1
                     assert int(answer.headers["retry-after"]) >= 1
                     await asyncio.sleep(0.02)
                     continue
                 assert answer.status_code == 200, answer.text
                 assert order(answer) == list(reversed(range(len(documents))))
-                answered += 1
-            return answered, refused
+                counts["answered"] += 1
 
         async def all_clients():
             limits = httpx.Limits(max_connections=60)
             async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
-                until = time.monotonic() + 3
-                return await asyncio.gather(*(client_loop(i, client, until) for i in range(60)))
+                started = time.monotonic()
+                await asyncio.gather(*(client_loop(i, client, started) for i in range(60)))
 
-        counts = asyncio.run(all_clients())
-    answered, refused = map(sum, zip(*counts, strict=True))
-    assert answered > 50 and refused > 50
+        asyncio.run(all_clients())
+    assert min(counts.values()) > 50, counts
     assert psutil.Process().memory_info().rss - memory < 100e6
 
 
