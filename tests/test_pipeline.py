@@ -241,6 +241,16 @@ def test_settings_on_the_command_line():
         load_recipe("quickstart", {"genrate.model": "x"})
     with pytest.raises(InputError, match=r"train\.phases\.9"):
         load_recipe("quickstart", {"train.phases.9.epochs": 3})
+    with pytest.raises(InputError, match="int8 is for cross-encoder and seq2seq"):
+        load_recipe("quickstart", {"teacher.kind": "causal"})
+
+
+def test_a_teacher_of_the_runs_own_is_no_int8_file(tmp_path):
+    from inranker.pipeline.workspace import Workspace
+
+    recipe = load_recipe("quickstart", {"train_teacher": {"model": "own"}})
+    settings = Workspace(recipe, tmp_path).teacher_settings
+    assert recipe.teacher.by_int8_file and (settings.kind, settings.dtype) == ("causal", "auto")
 
 
 def test_metrics_are_json(finished):

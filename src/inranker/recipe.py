@@ -131,6 +131,12 @@ class TeacherSettings(Settings):
     batch_tokens: int = 16384
     members: list[TeacherSettings] = []
 
+    @model_validator(mode="after")
+    def _int8_where_there_is(self) -> TeacherSettings:
+        if self.dtype == "int8" and self.kind not in ("cross-encoder", "seq2seq"):
+            raise ValueError(f"dtype = int8 is for cross-encoder and seq2seq, not for {self.kind}: say auto")
+        return self
+
     @property
     def by_int8_file(self) -> bool:
         """Whether an exported cross-encoder labels by its int8 file, on the CPU."""

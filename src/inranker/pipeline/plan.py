@@ -82,7 +82,11 @@ def estimate(workspace: Workspace) -> list[Estimate]:
 
 def _teacher(recipe: Recipe) -> TeacherSettings:
     trained = recipe.train_teacher
-    return recipe.teacher if trained is None else recipe.teacher.model_copy(update={"model": trained.model})
+    return (
+        recipe.teacher
+        if trained is None
+        else recipe.teacher.model_copy(update={"kind": "causal", "dtype": "auto", "model": trained.model})
+    )
 
 
 def _pairs(recipe: Recipe, supervised: int, synthetic: int) -> dict[str, int]:

@@ -179,7 +179,8 @@ class Workspace:
         change = (
             {"model": trained.model, "adapter": str(folder)} if trained.method == "lora" else {"model": str(folder)}
         )
-        return settings.model_copy(update={"kind": "causal", **change})
+        dtype = "auto" if settings.dtype == "int8" else settings.dtype  # which was said of another kind of teacher
+        return settings.model_copy(update={"kind": "causal", "dtype": dtype, **change})
 
     @cached_property
     def teacher(self) -> Teacher:
