@@ -90,10 +90,10 @@ def unjudged_verdict(
     if worse(student):
         return Verdict("bm25", _HEADLINES["bm25"] + " The student loses documents that BM25 finds.", reasons)
     reasons.append("synthetic queries favour BM25, whose words they share: read the examples below before you decide")
-    use = "undecided" if found[teacher].mean < base.mean else "student"
-    if use == "undecided":
+    if found[teacher].mean < base.mean:
         reasons.append("some fifty judged queries of your own, or more held-out documents, would tell")
-    return Verdict(use, _HEADLINES[use], reasons)
+        return Verdict("undecided", _HEADLINES["undecided"], reasons)
+    return Verdict("student", _HEADLINES["student"], reasons)
 
 
 def teacher_warning(collection: str, teacher: Figure, baseline: Figure, metric: str) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 from inranker.batching import plan_batches
 from inranker.errors import ModelError
 from inranker.label.cross_encoder import _mask
-from inranker.label.teachers import TEACHERS, pad_right, pick_device, pick_dtype, weights_fingerprint
+from inranker.label.teachers import TEACHERS, halves, pad_right, pick_device, pick_dtype, weights_fingerprint
 from inranker.models import resolve
 from inranker.recipe import TeacherSettings
 from inranker.store import fingerprint
@@ -71,8 +71,7 @@ class BiEncoderTeacher:
         vectors = self.embed(texts) if texts else np.empty((0, 1), np.float32)
         left = vectors[[place[q] for q, _ in pairs]]
         right = vectors[[place[d] for _, d in pairs]]
-        half = (left * right).sum(axis=1) / 2
-        return np.stack([-half, half], axis=1).astype(np.float32)
+        return halves((left * right).sum(axis=1))
 
 
 TEACHERS.register("bi-encoder")(BiEncoderTeacher)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from inranker.errors import ModelError
-from inranker.label.teachers import TEACHERS, TorchTeacher, pad_right, pick_dtype, weights_fingerprint
+from inranker.label.teachers import TEACHERS, TorchTeacher, halves, pad_right, pick_dtype, weights_fingerprint
 from inranker.models import resolve
 from inranker.rank.backend import load_backend
 from inranker.rank.folder import ModelFolder
@@ -112,8 +110,7 @@ class Int8CrossEncoderTeacher:
 
     def logits(self, pairs: Sequence[Pair]) -> Logits:
         """Halves of the margins, float32 [n, 2]."""
-        half = self._ranker.scores(pairs) / 2
-        return np.stack([-half, half], axis=1)
+        return halves(self._ranker.scores(pairs))
 
 
 @TEACHERS.register("cross-encoder")

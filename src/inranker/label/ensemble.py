@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from inranker.errors import InputError
-from inranker.label.teachers import TEACHERS, load_teacher
+from inranker.label.teachers import TEACHERS, halves, load_teacher
 from inranker.recipe import TeacherSettings
 from inranker.store import fingerprint
 from inranker.types import Logits, Pair, Teacher
@@ -53,8 +53,7 @@ class EnsembleTeacher:
             for member, (mean, deviation) in zip(logits, self._constants, strict=True)
         ]
         mean, deviation = self._constants[0]
-        half = (np.mean(scaled, axis=0) * deviation + mean) / 2
-        return np.stack([-half, half], axis=1).astype(np.float32)
+        return halves(np.mean(scaled, axis=0) * deviation + mean)
 
     def logits(self, pairs: Sequence[Pair]) -> Logits:
         """Combined logits, float32 [n, 2]."""

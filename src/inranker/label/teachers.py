@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inranker.batching import plan_batches
 from inranker.recipe import TeacherSettings
@@ -46,6 +47,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return getattr(torch, name)
+
+
+def halves(margins: NDArray[np.floating[Any]]) -> Logits:
+    """Both logits of a model with one, x: (-x / 2, +x / 2), float32 [n, 2]."""
+    half = margins / 2
+    return np.stack([-half, half], axis=1).astype(np.float32)
 
 
 def weights_fingerprint(folder: str | Path) -> str:

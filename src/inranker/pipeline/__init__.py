@@ -69,7 +69,7 @@ def distill(
     workspace = Workspace(recipe, Path(folder), progress)
     write_json(workspace.folder / "recipe.json", recipe.model_dump(mode="json"))
     for name in names[start:stop]:
-        STAGES[name].sources(workspace)  # what is missing shows now, not when the stages before have taken hours
+        STAGES[name].outside(workspace)  # what is missing shows now, not when the stages before have taken hours
     results = []
     for name in names[start:stop]:
         result = run_stage(workspace, name)

@@ -58,7 +58,7 @@ def estimate(workspace: Workspace) -> list[Estimate]:
         count = round(supervised * (1 + settings.negatives.count) * settings.epochs)
         tokens = round(count * min(document_tokens + QUERY_TOKENS, settings.max_length))
         found.append(_work("train-teacher", count, "pairs", tokens, settings.model, passes=3))
-    teachers = recipe.teacher.members or [_teacher(recipe)]
+    teachers = recipe.teacher.members or [_teacher(workspace)]
     labels = sum(pairs[kind] for kind in recipe.soft_kinds)
     found.extend(_labels("label", labels, "pairs", round(labels * length), teacher) for teacher in teachers)
     start = recipe.student.start
@@ -80,13 +80,10 @@ def estimate(workspace: Workspace) -> list[Estimate]:
     return found
 
 
-def _teacher(recipe: Recipe) -> TeacherSettings:
-    trained = recipe.train_teacher
-    return (
-        recipe.teacher
-        if trained is None
-        else recipe.teacher.model_copy(update={"kind": "causal", "dtype": "auto", "model": trained.model})
-    )
+def _teacher(workspace: Workspace) -> TeacherSettings:
+    trained, settings = workspace.recipe.train_teacher, workspace.teacher_settings
+    # One that the run trains in full has no folder yet: it is as large as what it starts from.
+    return settings if trained is None else settings.model_copy(update={"model": trained.model})
 
 
 def _pairs(recipe: Recipe, supervised: int, synthetic: int) -> dict[str, int]:
@@ -98,15 +95,24 @@ def _generate(recipe: Recipe, queries: int, document_tokens: float) -> Estimate:
     settings = recipe.generate
     own = round(queries * min(document_tokens, settings.document_tokens))
     if settings.backend != "openai":
-        return _work("generate", queries, "queries", own + queries * QUERY_TOKENS, settings.model)
+        return _work("generate", queries, "queries", own + queries * QUERY_TOKENS, settings.model, writes=True)
     read, written = own + queries * PROMPT_TOKENS, queries * QUERY_TOKENS
     api = settings.api
     cost = (read * api.price_input + written * api.price_output) / 1e6
     return Estimate("generate", queries, "queries", read + written, 60 * queries / api.requests_per_minute, cost)
 
 
-def _work(stage: str, items: int, unit: str, tokens: int, model: str, passes: int = 1, int8: bool = False) -> Estimate:
-    writes = stage == "generate"
+def _work(
+    stage: str,
+    items: int,
+    unit: str,
+    tokens: int,
+    model: str,
+    *,
+    passes: int = 1,
+    int8: bool = False,
+    writes: bool = False,
+) -> Estimate:
     parameters = _parameters(model, multiplied=not writes)  # whoever writes multiplies by the whole vocabulary
     seconds = None
     if parameters is not None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from inranker.errors import InputError
-from inranker.pipeline.workspace import Workspace, source_fingerprint
+from inranker.pipeline import outside
+from inranker.pipeline.workspace import Workspace
 from inranker.recipe import CollectionSettings, NegativeSettings, Recipe, TrainSettings
 from inranker.store import Manifest, fingerprint, run_sharded
 from inranker.train.data import TrainingQuery, join_labels
@@ -45,7 +46,18 @@ class Stage:
         needs = [need for need in self.needs if STAGES[need].wanted(workspace.recipe)]
         inputs = {need: workspace.artefact(need) for need in needs}
         settings = _dump(self.settings(workspace.recipe))
-        return Manifest(self.name, settings, {**inputs, **self.sources(workspace)}, seed=workspace.recipe.seed)
+        return Manifest(self.name, settings, {**inputs, **self.outside(workspace)}, seed=workspace.recipe.seed)
+
+    def outside(self, workspace: Workspace) -> dict[str, str]:
+        """Its `sources`, hashed once a run.
+
+        Raises:
+            InputError: a file is missing.
+            ModelError: a model is missing.
+        """
+        if self.name not in workspace.sources:
+            workspace.sources[self.name] = self.sources(workspace)
+        return workspace.sources[self.name]
 
     def wanted(self, recipe: Recipe) -> bool:
         """Whether the recipe has this stage."""
@@ -340,57 +352,6 @@ def _candidates(
     return manifest.counts.get("rows") or Manifest.read(folder / "manifest.json").counts["rows"]
 
 
-def _collection_sources(workspace: Workspace) -> dict[str, str]:
-    return {"source": source_fingerprint(workspace.recipe.collection)}
-
-
-def _supervised_sources(workspace: Workspace) -> dict[str, str]:
-    settings = workspace.recipe.supervised
-    if settings is None:
-        return {}
-    return {"supervised": source_fingerprint(settings.collection or workspace.recipe.collection)}
-
-
-def _run_file(workspace: Workspace) -> dict[str, str]:
-    from inranker.store import file_fingerprint
-
-    run = workspace.recipe.retrieve.run
-    if run is not None and not Path(run).is_file():
-        raise InputError(f"{run}: no such run file (retrieve.run)")
-    return {**_supervised_sources(workspace), **({"run": file_fingerprint(run)} if run is not None else {})}
-
-
-def _teacher_weights(workspace: Workspace) -> dict[str, str]:
-    """Hashes of the teacher's weights: a folder that was retrained in place is another teacher."""
-    from inranker.label.cross_encoder import exported_folder
-    from inranker.label.teachers import weights_fingerprint
-    from inranker.models import resolve
-
-    settings = workspace.recipe.teacher
-    members = settings.members or ([] if workspace.recipe.train_teacher else [settings])
-    for member in members:
-        if member.by_int8_file:
-            exported_folder(member.model)
-    found = {f"teacher {member.model}": weights_fingerprint(resolve(member.model)) for member in members}
-    return {**found, **({"adapter": weights_fingerprint(settings.adapter)} if settings.adapter else {})}
-
-
-def _generate_sources(workspace: Workspace) -> dict[str, str]:
-    return _teacher_weights(workspace) if workspace.recipe.generate.filters.teacher_top else {}
-
-
-def _start_weights(workspace: Workspace) -> dict[str, str]:
-    from inranker.label.teachers import weights_fingerprint
-    from inranker.models import resolve
-
-    return {"start": weights_fingerprint(resolve(workspace.recipe.student.start))}
-
-
-def _evaluate_sources(workspace: Workspace) -> dict[str, str]:
-    others = {f"collection {c.source}": source_fingerprint(c) for c in workspace.recipe.evaluate.collections}
-    return {**_run_file(workspace), **_teacher_weights(workspace), **others}
-
-
 def _files(folder: Path, *names: str) -> list[str]:
     found = [p for name in names for p in sorted((folder / name).rglob("*")) if p.is_file() and "shards" not in p.parts]
     return [p.relative_to(folder).as_posix() for p in found]
@@ -407,48 +368,48 @@ def _dump(settings: Any) -> Any:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("collection", collect, lambda r: {"collection": r.collection}, sources=_collection_sources),
+        Stage("collection", collect, lambda r: {"collection": r.collection}, sources=outside.collection_sources),
         Stage(
             "train-teacher",
             train_teacher,
             lambda r: {"train_teacher": r.train_teacher, "supervised": r.supervised, "retrieve": r.retrieve},
             needs=("collection",),
-            sources=_run_file,
+            sources=outside.retrieve_sources,
         ),
         Stage(
             "generate",
             generate,
             lambda r: {"generate": r.generate, **({"teacher": r.teacher} if r.generate.filters.teacher_top else {})},
             needs=("collection", "train-teacher"),
-            sources=_generate_sources,
+            sources=outside.generate_sources,
         ),
         Stage(
             "retrieve",
             retrieve,
             lambda r: {"retrieve": r.retrieve, "negatives": r.negatives, "supervised": r.supervised},
             needs=("collection", "generate"),
-            sources=_run_file,
+            sources=outside.retrieve_sources,
         ),
         Stage(
             "label",
             label,
             lambda r: {"teacher": r.teacher, "held_out": r.evaluate.held_out_documents, "kinds": r.soft_kinds},
             needs=("collection", "train-teacher", "retrieve"),
-            sources=_teacher_weights,
+            sources=outside.teacher_weights,
         ),
         Stage(
             "train",
             train,
             lambda r: {"student": r.student, "train": r.train},
             needs=("retrieve", "label"),
-            sources=_start_weights,
+            sources=outside.start_weights,
         ),
         Stage(
             "evaluate",
             evaluate,
             lambda r: {"evaluate": r.evaluate, "retrieve": r.retrieve, "teacher": r.teacher},
             needs=("collection", "train-teacher", "generate", "train"),
-            sources=_evaluate_sources,
+            sources=outside.evaluate_sources,
         ),
         Stage("export", export, lambda r: {"export": r.export}, needs=("retrieve", "train")),
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from inranker.errors import InputError
 from inranker.recipe import CollectionSettings, Recipe, TeacherSettings
-from inranker.store import Manifest, file_fingerprint, fingerprint, read_parquet
+from inranker.store import Manifest, fingerprint, read_parquet
 from inranker.types import Qrels, Query, Run, SyntheticQuery
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Workspace:
     folder: Path
     progress: ProgressFactory = silent
     notes: list[str] = field(default_factory=list)
+    sources: dict[str, dict[str, str]] = field(default_factory=dict)  # by stage, see `Stage.outside`
 
     def path(self, stage: str) -> Path:
         """The folder of a stage."""
@@ -206,19 +207,6 @@ class Workspace:
             run = read_run(self.recipe.retrieve.run, known_documents=self.documents_of(settings).contents)
             return {query: run[query][:depth] for query in queries if query in run}
         return self.index(settings).search([Query(i, text) for i, text in queries.items()], depth)
-
-
-def source_fingerprint(settings: CollectionSettings) -> str:
-    """What a collection's source is now: the bytes of its files; of what is no file, the name and Python's version."""
-    import platform
-
-    path = Path(settings.source)
-    if path.is_file():
-        return file_fingerprint(path)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-        return fingerprint([(p.relative_to(path).as_posix(), file_fingerprint(p)) for p in files])
-    return fingerprint(settings.source, platform.python_version())
 
 
 def _unit(seed: int, text: str) -> float:
